@@ -1,0 +1,204 @@
+"""What each command does. Each returns its report; without --json it also writes it for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import InvalidInputError
+from ..core.requests import AdapterRef, Recipe, SampleRequest
+from ..pipelines._registry import get_model, list_models
+
+
+def models(options: argparse.Namespace) -> dict[str, Any]:
+    """Every model with its defaults, samplers and repository."""
+    rows = [
+        {
+            "id": spec.id,
+            "title": spec.title,
+            "task": spec.task,
+            "arch": spec.arch,
+            "repo_id": spec.repo_id,
+            "multiple_of": spec.multiple_of,
+            "defaults": asdict(spec.defaults),
+            "samplers": list(spec.samplers),
+            "single_file": spec.single_file,
+            "max_control_images": spec.max_control_images,
+        }
+        for spec in list_models()
+    ]
+    if not options.json:
+        for row in rows:
+            defaults = row["defaults"]
+            size = f"{defaults['width']}x{defaults['height']}"
+            _say(f"{row['id']:14} {row['title']:24} {size:10} {defaults['steps']:3} steps  "
+                 f"guidance {defaults['guidance_scale']:g}  {row['repo_id']}")
+    return {"models": rows}
+
+
+def sample(options: argparse.Namespace) -> dict[str, Any]:
+    """Renders one sample into the file named by --out."""
+    from ..engine.files import check_format
+
+    out = Path(options.out)
+    check_format(out)
+    request = _request(options)
+    from ..engine import Engine
+    from ..engine.files import save_sample
+
+    engine = Engine(_device(options.device))
+    engine.plan(request)
+    say = _say_progress if not options.json and sys.stderr.isatty() else lambda _: None
+    result = engine.sample(
+        request,
+        on_step=lambda step: say(f"step {step.index}/{step.total}"),
+        on_status=say,
+    )
+    save_sample(result, out)
+    say("")
+    if not options.json:
+        _say(f"{out}  {result.info['width']}x{result.info['height']}  seed {result.info['seed']}  "
+             f"{result.info['seconds']:.1f} s")
+    return {"file": str(out), "info": result.info}
+
+
+def lora_show(options: argparse.Namespace) -> dict[str, Any]:
+    """What is in a LoRA file, and with --model, whether it fits."""
+    from ..adapters.read import read_adapter
+    from ..adapters.report import summary
+
+    adapter = read_adapter(options.file)
+    report = summary(adapter)
+    if options.model:
+        report |= _fit(adapter, options)
+    if not options.json:
+        _say(json.dumps(report, indent=2))
+    return report
+
+
+def tiny(options: argparse.Namespace) -> dict[str, Any]:
+    """Writes a tiny checkpoint and, with --lora, a random LoRA for it."""
+    spec = get_model(options.model)
+    folder = Path(options.folder)
+    if folder.exists():
+        raise InvalidInputError(f"{folder} exists; name a folder that does not, or remove it")
+    from ..adapters.tiny import write_tiny_lora
+    from ..engine import Engine
+    from ..pipelines._tiny import write_tiny
+
+    write_tiny(spec, folder, options.seed)
+    report = {"folder": str(folder)}
+    if options.lora:
+        model = Engine("cpu").model(Recipe(spec.id, weights=str(folder), dtype="fp32"))
+        write_tiny_lora(spec, model.modules, Path(options.lora), options.seed)
+        report["lora"] = options.lora
+    if not options.json:
+        _say("\n".join(report.values()))
+    return report
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Submits a workflow to a ComfyUI server and waits for its results."""
+    from .comfy_client import run_workflow
+
+    path = Path(options.workflow)
+    try:
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"{path} could not be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidInputError(f"{path} is not JSON: {error}") from error
+    out = Path(options.out) if options.out else None
+    say = (lambda _: None) if options.json else (lambda event: _say_progress(str(event)))
+    result = run_workflow(options.url, workflow, out, on_event=say)
+    _say_progress("") if not options.json else None
+    files = [str(file) for file in result.files]
+    if not options.json:
+        _say("\n".join(files) or f"done: {result.prompt_id}")
+    return {"prompt_id": result.prompt_id, "files": files, "outputs": result.outputs}
+
+
+def _request(options: argparse.Namespace) -> SampleRequest:
+    recipe = Recipe(
+        model=get_model(options.model).id,
+        weights=options.weights,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        trainer_version=options.trainer_version,
+        offload=options.offload,
+        adapters=tuple(parse_lora(text) for text in options.lora),
+        mode=options.mode,
+    )
+    return SampleRequest(
+        recipe=recipe,
+        prompt=options.prompt,
+        negative_prompt=options.negative,
+        width=options.width,
+        height=options.height,
+        steps=options.steps,
+        guidance_scale=options.guidance,
+        seed=options.seed,
+        num_frames=options.frames,
+        fps=options.fps,
+        trigger_word=options.trigger_word,
+        sampler=options.sampler,
+        control_images=tuple(options.control_image),
+    )
+
+
+def parse_lora(text: str) -> AdapterRef:
+    """FILE or FILE:MULTIPLIER. Raises InvalidInputError for a multiplier that is no number."""
+    found = re.fullmatch(r"(.+\.safetensors):(.*)", text)
+    if not found:
+        return AdapterRef(text)
+    try:
+        return AdapterRef(found[1], float(found[2]))
+    except ValueError:
+        raise InvalidInputError(
+            f"--lora {text}: {found[2]!r} is not a number; write FILE or FILE:MULTIPLIER"
+        ) from None
+
+
+def _fit(adapter: Any, options: argparse.Namespace) -> dict[str, Any]:
+    from ..adapters.bind import match
+    from ..engine import Engine
+
+    spec = get_model(options.model)
+    model = Engine("cpu").model(Recipe(spec.id, weights=options.weights))
+    binding = match(adapter, spec, model.modules)
+    return {
+        "model": spec.id,
+        "bound": len(binding.bound),
+        "unbound": list(binding.unbound),
+        "mismatched": list(binding.mismatched),
+    }
+
+
+def _device(name: str | None) -> str | None:
+    if name is None:
+        return None
+    import torch
+
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InvalidInputError(f"unknown device {name!r}; allowed: cpu, cuda, cuda:N")
+    if name.startswith("cuda"):
+        index = int(name.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise InvalidInputError(
+                f"there is no device {name} ({torch.cuda.device_count()} GPUs seen); use cpu"
+            )
+    return name
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _say_progress(text: str) -> None:
+    sys.stderr.write(f"\r\x1b[K{text}")
+    sys.stderr.flush()

@@ -1,0 +1,128 @@
+"""`aitk`: models, sample, lora, tiny, run, doctor.
+
+Exit 0 success, 2 bad input (one line on stderr), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+from ..core.errors import AitkError
+from ..core.requests import DTYPES, MODES, OFFLOAD, QUANTIZE
+from ..core.versions import TRAINER_VERSIONS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit status."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        report = _command(options.command)(options)
+    except AitkError as error:
+        sys.stderr.write(f"aitk: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("aitk: interrupted\n")
+        return 1
+    if options.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the reference in the docs is made from it."""
+    parser = argparse.ArgumentParser(
+        prog="aitk", description="Render what ostris/ai-toolkit renders from the same LoRA."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add(commands, "models", "list the models and their defaults")
+    _add_sample(commands)
+    _add_lora(commands)
+    tiny = _add(commands, "tiny", "write a tiny random checkpoint, for trying things out")
+    tiny.add_argument("model", metavar="ID", help="model id")
+    tiny.add_argument("folder", metavar="DIR", help="folder to write; it must not exist")
+    tiny.add_argument("--seed", type=int, default=0)
+    tiny.add_argument("--lora", metavar="FILE", help="also write a random LoRA for it")
+    run = _add(commands, "run", "submit a workflow (API format) to a running ComfyUI")
+    run.add_argument("workflow", metavar="WORKFLOW_API.json")
+    run.add_argument("--url", default="http://127.0.0.1:8188", help="of the ComfyUI server")
+    run.add_argument("--out", metavar="DIR", help="fetch the results into this folder")
+    _add(commands, "doctor", "check versions, devices, folders and what would not be exact")
+    return parser
+
+
+def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_sample(commands: Any) -> None:
+    parser = _add(commands, "sample", "render one sample")
+    add = parser.add_argument
+    add("--model", required=True, metavar="ID", help="model id, see `aitk models`")
+    add(
+        "--weights",
+        default="huggingface",
+        help="huggingface, tiny, a diffusers folder, or a .safetensors file",
+    )
+    add("--lora", action="append", default=[], metavar="FILE[:MULT]", help="may be repeated")
+    add("--prompt", required=True, help="inline flags (--w 512 ...) are read as the trainer reads")
+    add("--negative", default="", metavar="N", help="negative prompt")
+    add("--width", type=int, default=0, help="px")
+    add("--height", type=int, default=0, help="px")
+    add("--steps", type=int, default=0)
+    add("--guidance", type=float, default=-1.0, help="guidance scale; -1 is the model's default")
+    add("--seed", type=int, default=42)
+    add("--frames", type=int, default=0, help="of a video model")
+    add("--fps", type=int, default=0, help="of a video model")
+    add("--control-image", action="append", default=[], metavar="FILE")
+    add("--trigger-word", default="", help="replaces [trigger] and [name] in the prompt")
+    add("--sampler", default="", help="the trainer's name of a scheduler")
+    add("--dtype", default="bf16", choices=DTYPES)
+    add("--quantize", default="as_trained", choices=QUANTIZE)
+    add("--trainer-version", default="auto", choices=TRAINER_VERSIONS)
+    add("--offload", default="auto", choices=OFFLOAD)
+    add("--mode", default="as_trainer", choices=MODES, help="how the LoRA acts")
+    add("--device", help="cpu, cuda or cuda:N")
+    add("--out", required=True, metavar="FILE", help=".png, .jpg, .webp, .mp4 or .webm")
+
+
+def _add_lora(commands: Any) -> None:
+    group = commands.add_parser("lora", help="look into LoRA files")
+    actions = group.add_subparsers(dest="lora_command", required=True, metavar="COMMAND")
+    show = _add(actions, "show", "show a LoRA file: format, rank, alpha, metadata")
+    show.add_argument("file", metavar="FILE")
+    show.add_argument("--model", metavar="ID", help="also bind it to this model")
+    show.add_argument("--weights", default="huggingface", help="of that model")
+    show.set_defaults(command="lora show")
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], dict[str, Any]]:
+    from . import commands, doctor
+
+    return {
+        "models": commands.models,
+        "sample": commands.sample,
+        "lora show": commands.lora_show,
+        "tiny": commands.tiny,
+        "run": commands.run,
+        "doctor": doctor.doctor,
+    }[name]
+
+
+def _version() -> str:
+    try:
+        return f"aitk {metadata.version('ai-toolkit-inference')}"
+    except metadata.PackageNotFoundError:
+        return "aitk (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The trainer's reading of a prompt: trigger words, inline flags, sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .errors import InvalidInputError
+from .requests import MAX_SEED, MAX_SIDE, MAX_STEPS, SampleRequest
+from .specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a sample once defaults, trigger and inline flags are resolved.
+
+    width, height: px as rendered. multiplier: of all adapters, or None to keep each its own.
+    negative_prompt_2: for the second text encoder of SDXL; the trainer does not let an
+    inline `--n` reach it.
+    """
+
+    prompt: str
+    prompt_2: str
+    negative_prompt: str
+    negative_prompt_2: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    seed: int
+    num_frames: int
+    fps: int
+    sampler: str
+    denoise: float
+    multiplier: float | None = None
+
+
+def _text(content: str) -> str:
+    return content
+
+
+# flag -> (field of Settings, how its text is read). p2 and n2 are read and then overwritten by
+# the trainer; a, ref, ev, ctrl_img and ctrl_idx belong to models that take such inputs.
+FLAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "n": ("negative_prompt", _text),
+    "w": ("width", int),
+    "h": ("height", int),
+    "d": ("seed", int),
+    "seed": ("seed", int),
+    "l": ("guidance_scale", float),
+    "cfg": ("guidance_scale", float),
+    "s": ("steps", int),
+    "steps": ("steps", int),
+    "m": ("multiplier", float),
+    "network_multiplier": ("multiplier", float),
+    "gr": ("guidance_rescale", float),
+    "frames": ("num_frames", int),
+    "num_frames": ("num_frames", int),
+    "fps": ("fps", int),
+}
+
+
+def resolve(spec: ModelSpec, request: SampleRequest) -> Settings:
+    """The settings the trainer would arrive at for this request.
+
+    Inline flags win over the request's fields; sides are floored to 8 px, lifted to 64 px, then
+    floored to the model's grid. Raises InvalidInputError for a flag whose value cannot be read
+    or is out of range, an unknown sampler, and inputs the model does not take.
+    Upstream: ostris/ai-toolkit@27a03a91 toolkit/config_modules.py::GenerateImageConfig
+    """
+    _check_inputs(spec, request)
+    defaults = spec.defaults
+    prompt = replace_trigger(request.prompt, request.trigger_word)
+    prompt, flags = parse_flags(prompt)
+    given = Settings(
+        prompt=prompt,
+        prompt_2=prompt,
+        negative_prompt=request.negative_prompt,
+        negative_prompt_2=request.negative_prompt,
+        width=request.width or defaults.width,
+        height=request.height or defaults.height,
+        steps=request.steps or defaults.steps,
+        guidance_scale=(
+            defaults.guidance_scale if request.guidance_scale == -1 else request.guidance_scale
+        ),
+        guidance_rescale=request.guidance_rescale,
+        seed=request.seed,
+        num_frames=request.num_frames or defaults.num_frames,
+        fps=request.fps or defaults.fps,
+        sampler=request.sampler or defaults.sampler,
+        denoise=request.denoise,
+    )
+    settings = replace(given, **flags)
+    _check_flag_values(settings)
+    spec.check(settings)
+    return replace(
+        settings,
+        width=floor_side(settings.width, spec.multiple_of),
+        height=floor_side(settings.height, spec.multiple_of),
+    )
+
+
+def replace_trigger(prompt: str, trigger_word: str) -> str:
+    """The prompt with `[trigger]` and `[name]` replaced; as it is without a trigger word.
+
+    Upstream: ostris/ai-toolkit@27a03a91 toolkit/prompt_utils.py::inject_trigger_into_prompt
+    """
+    if not trigger_word:
+        return prompt
+    return prompt.replace("[name]", trigger_word).replace("[trigger]", trigger_word)
+
+
+def parse_flags(prompt: str) -> tuple[str, dict[str, Any]]:
+    """The text before the first `--`, and the values of the flags behind it.
+
+    Unknown flags are dropped, as the trainer drops them. Raises InvalidInputError for a value
+    that is no number where one is needed.
+    """
+    text, *parts = prompt.strip().split("--")
+    values: dict[str, Any] = {}
+    for part in parts:
+        flag = part.split(" ")[0].strip()
+        content = part[len(flag) :].strip()
+        if flag in FLAGS:
+            name, read = FLAGS[flag]
+            values[name] = _read(flag, content, read)
+    return text.strip(), values
+
+
+def floor_side(side: int, multiple_of: int) -> int:
+    """A side in px as the trainer renders it: to 8, at least 64, then to the model's grid."""
+    side = max(64, side - side % 8)
+    return side - side % multiple_of
+
+
+def _read(flag: str, content: str, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(content)
+    except ValueError:
+        kind = "a whole number" if read is int else "a number"
+        raise InvalidInputError(
+            f"prompt flag --{flag} got {content!r}; it needs {kind}. The trainer reads every `--` "
+            "in a prompt as a flag: write a dash another way if you meant text"
+        ) from None
+
+
+def _check_flag_values(settings: Settings) -> None:
+    limits = (
+        ("width", 1, MAX_SIDE),
+        ("height", 1, MAX_SIDE),
+        ("steps", 1, MAX_STEPS),
+        ("seed", 0, MAX_SEED),
+        ("num_frames", 1, 10_000),
+        ("fps", 1, 1_000),
+    )
+    for name, least, most in limits:
+        value = getattr(settings, name)
+        if not least <= value <= most:
+            raise InvalidInputError(
+                f"{name}={value} from the prompt's flags; it must be {least} to {most}"
+            )
+    for name in ("guidance_scale", "guidance_rescale", "multiplier"):
+        value = getattr(settings, name)
+        if value is not None and not math.isfinite(value):
+            raise InvalidInputError(f"{name}={value} from the prompt's flags; it must be finite")
+
+
+def _check_inputs(spec: ModelSpec, request: SampleRequest) -> None:
+    if request.sampler and request.sampler not in spec.samplers:
+        raise InvalidInputError(
+            f"unknown sampler {request.sampler!r} for {spec.id}; "
+            f"allowed: {', '.join(spec.samplers)}"
+        )
+    if len(request.control_images) > spec.max_control_images:
+        raise InvalidInputError(
+            f"{spec.id} takes {spec.max_control_images or 'no'} control images, "
+            f"got {len(request.control_images)}; disconnect them or choose an editing model"
+        )

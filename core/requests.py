@@ -1,0 +1,123 @@
+"""What is asked for: a model recipe and a sample of it, as immutable data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from .errors import InvalidInputError, one_of
+from .versions import TRAINER_VERSIONS
+
+DTYPES = ("bf16", "fp16", "fp32")
+QUANTIZE = ("as_trained", "none")
+OFFLOAD = ("auto", "none", "model", "group", "sequential")
+MODES = ("as_trainer", "merged", "live")
+FORMATS = ("png", "jpg", "webp", "mp4", "webm")
+MAX_SIDE = 16384  # px
+MAX_STEPS = 10_000
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """An adapter file and the trainer's network_multiplier for it."""
+
+    path: str
+    multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.multiplier):
+            raise InvalidInputError(
+                f"multiplier={self.multiplier} for {self.path}; it must be a finite number"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model ready to be realised: which weights, which precision, which adapters.
+
+    weights: "huggingface", "tiny", a diffusers folder or a .safetensors file.
+    mode: how adapters act; "as_trainer" merges them where the trainer would.
+    """
+
+    model: str
+    weights: str = "huggingface"
+    dtype: str = "bf16"
+    quantize: str = "as_trained"
+    trainer_version: str = "auto"
+    offload: str = "auto"
+    adapters: tuple[AdapterRef, ...] = ()
+    mode: str = "as_trainer"
+
+    def __post_init__(self) -> None:
+        for what, allowed in (
+            ("dtype", DTYPES),
+            ("quantize", QUANTIZE),
+            ("trainer_version", TRAINER_VERSIONS),
+            ("offload", OFFLOAD),
+            ("mode", MODES),
+        ):
+            if getattr(self, what) not in allowed:
+                raise one_of(what, getattr(self, what), allowed)
+
+    def with_adapter(self, adapter: AdapterRef, mode: str = "as_trainer") -> Recipe:
+        """This recipe with one more adapter on top; its mode holds for all of them."""
+        return replace(self, adapters=(*self.adapters, adapter), mode=mode)
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One sample. 0 (and -1 for guidance_scale, "" for sampler) mean the model's default.
+
+    width, height: px. seed: 0 to 2**64 - 1. denoise: share of the steps that are run, above 0
+    to 1; only below 1 does `latents` (1, C, H/8, W/8; unscaled, as a VAE encoder gives them)
+    shape the picture.
+    """
+
+    recipe: Recipe
+    prompt: str = ""
+    negative_prompt: str = ""
+    width: int = 0
+    height: int = 0
+    steps: int = 0
+    guidance_scale: float = -1.0
+    seed: int = 42
+    num_frames: int = 0
+    fps: int = 0
+    trigger_word: str = ""
+    sampler: str = ""
+    guidance_rescale: float = 0.0
+    control_images: tuple[object, ...] = ()
+    latents: object | None = field(default=None, compare=False)
+    denoise: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, most in (("width", MAX_SIDE), ("height", MAX_SIDE), ("steps", MAX_STEPS)):
+            _check_range(name, getattr(self, name), 0, most)
+        _check_range("num_frames", self.num_frames, 0, 10_000)
+        _check_range("fps", self.fps, 0, 1_000)
+        _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_number("guidance_scale", self.guidance_scale)
+        if self.guidance_scale < 0 and self.guidance_scale != -1:
+            raise InvalidInputError(
+                f"guidance_scale={self.guidance_scale}; it must be 0 or more, "
+                "or -1 for the model's default"
+            )
+        _check_number("guidance_rescale", self.guidance_rescale)
+        _check_number("denoise", self.denoise)
+        if not 0 < self.denoise <= 1:
+            raise InvalidInputError(f"denoise={self.denoise}; it must be above 0 and at most 1")
+        if self.denoise < 1 and self.latents is None:
+            raise InvalidInputError(
+                f"denoise={self.denoise} needs latents to start from; connect a latent, or use 1.0"
+            )
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidInputError(f"{name}={value!r}; it must be a whole number, {least} to {most}")
+
+
+def _check_number(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise InvalidInputError(f"{name}={value}; it must be a finite number")

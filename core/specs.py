@@ -1,0 +1,68 @@
+"""What is known about a model before any weight is loaded: frozen data, one ModelSpec per model id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _accept(_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The trainer's own sample settings for a model, used wherever a request leaves one open."""
+
+    width: int  # px
+    height: int  # px
+    steps: int
+    guidance_scale: float
+    sampler: str
+    num_frames: int = 1
+    fps: int = 16
+
+
+@dataclass(frozen=True)
+class LoraLayout:
+    """How the trainer names the layers of a model in a saved LoRA file.
+
+    prefixes: (prefix in the file, component it lies in), e.g. ("lora_unet", "unet").
+    separator: what stands for the dots of a module path, "_" (kohya) or "." (peft).
+    alpha: whether a layer's `.alpha` scales it (alpha / rank); otherwise the scale is 1.
+    targets: parts of the module paths that the trainer's network covers.
+    base_model: what the trainer writes as ss_base_model_version.
+    """
+
+    prefixes: tuple[tuple[str, str], ...]
+    separator: str
+    alpha: bool
+    targets: tuple[str, ...]
+    base_model: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model id: what users choose, and the few functions of its family."""
+
+    id: str
+    title: str
+    task: str  # text-to-image, edit, video
+    arch: str  # the trainer's name
+    repo_id: str  # Hugging Face repository the trainer loads
+    pipeline: str  # diffusers class
+    multiple_of: int  # px; both sides are floored to it, as the trainer floors them
+    defaults: Defaults
+    samplers: tuple[str, ...]
+    lora: LoraLayout
+    source: str  # upstream, repo@commit path
+    components: tuple[str, ...] = field(kw_only=True)  # with weights, named as in the folder
+    clip_tokenizers: tuple[str, ...] = field(default=(), kw_only=True)
+    render: Callable[..., Any] = field(kw_only=True, repr=False)
+    build_tiny: Callable[..., Any] = field(kw_only=True, repr=False)
+    # raises InvalidInputError for settings that the trainer's own code fails on
+    check: Callable[[Any], None] = field(default=_accept, kw_only=True, repr=False)
+    single_file: bool = field(default=False, kw_only=True)  # the trainer loads one .safetensors
+    max_control_images: int = field(default=0, kw_only=True)
+    negative_prompt: bool = field(default=True, kw_only=True)  # it changes the picture

@@ -1,0 +1,93 @@
+"""Where a recipe's weights are on disk: found, downloaded, or made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..core.errors import CheckpointError
+from ..core.specs import ModelSpec
+from ..pipelines._loading import check_folder
+
+CONFIGS = ["*.json", "*/*.json", "*/merges.txt", "*/vocab.json"]  # all but the weights
+TINY_FORMAT = 1  # part of the cache path; raise it when tiny checkpoints change
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made or fetched again: AITK_CACHE, or one in the user's cache."""
+    folder = os.environ.get("AITK_CACHE") or Path.home() / ".cache" / "ai-toolkit-inference"
+    return Path(folder)
+
+
+def find_weights(
+    spec: ModelSpec, weights: str, on_status: Callable[[str], None]
+) -> tuple[Path, Path | None]:
+    """The checkpoint of a recipe: (folder, None), or (single file, folder of its configs).
+
+    weights: "huggingface", "tiny", a folder, or a .safetensors file.
+    Raises CheckpointError if it is not there or is another model's.
+    """
+    if weights == "tiny":
+        return tiny_folder(spec), None
+    if weights == "huggingface":
+        on_status(f"Fetching {spec.repo_id}")
+        return _download(spec), None
+    path = check_local(spec, weights)
+    if path.is_dir():
+        return path, None
+    configs = path.with_suffix("")
+    if configs.is_dir():
+        return path, configs
+    on_status(f"Fetching the configuration of {spec.repo_id}")
+    return path, _download(spec, patterns=CONFIGS)
+
+
+def check_local(spec: ModelSpec, weights: str) -> Path:
+    """The path of local weights. Raises CheckpointError if they cannot be this model's."""
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        check_folder(spec, path)
+        return path
+    if not path.is_file():
+        raise CheckpointError(
+            f"there are no weights at {weights}; give a folder, a .safetensors file, "
+            "'huggingface' or 'tiny'"
+        )
+    if not spec.single_file:
+        raise CheckpointError(
+            f"{spec.id} is not loaded from a single file (the trainer does not either); "
+            f"give a diffusers folder, as in {spec.repo_id}"
+        )
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} is not a .safetensors file; pickled checkpoints can run code when loaded: "
+            "convert it first"
+        )
+    return path
+
+
+def tiny_folder(spec: ModelSpec, seed: int = 0) -> Path:
+    """The tiny checkpoint of a model in the cache, made on first use."""
+    from ..pipelines._tiny import write_tiny
+
+    folder = cache_folder() / f"tiny-{TINY_FORMAT}" / f"{spec.id}-{seed}"
+    return folder if folder.is_dir() else write_tiny(spec, folder, seed)
+
+
+def _download(spec: ModelSpec, patterns: list[str] | None = None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        if patterns is not None:
+            return Path(snapshot_download(spec.repo_id, allow_patterns=patterns))
+        import diffusers
+
+        pipeline_class = getattr(diffusers, spec.pipeline)
+        return Path(pipeline_class.download(spec.repo_id, use_safetensors=True))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{spec.repo_id} could not be fetched from Hugging Face: {error}. Gated models need "
+            "their licence accepted on the website and a token in HF_TOKEN; or give a local folder"
+        ) from error

@@ -1,0 +1,19 @@
+"""ComfyUI nodes: tensors and widgets to requests and back, nothing else."""
+
+from .lora import ApplyAIToolkitLoRA
+from .model import LoadAIToolkitModel
+from .sample import AIToolkitSample
+from .video import SaveVideo
+
+NODE_CLASS_MAPPINGS = {
+    "LoadAIToolkitModel": LoadAIToolkitModel,
+    "ApplyAIToolkitLoRA": ApplyAIToolkitLoRA,
+    "AIToolkitSample": AIToolkitSample,
+    "AIToolkitSaveVideo": SaveVideo,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "LoadAIToolkitModel": "Load AI Toolkit Model",
+    "ApplyAIToolkitLoRA": "Apply AI Toolkit LoRA",
+    "AIToolkitSample": "AI Toolkit Sample",
+    "AIToolkitSaveVideo": "AI Toolkit Save Video",
+}

@@ -1,0 +1,199 @@
+"""The node that renders."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..core.errors import AitkError, InvalidInputError
+from ..core.prompts import parse_flags
+from ..core.requests import MAX_SEED, MAX_SIDE, MAX_STEPS, Recipe, SampleRequest
+from ..pipelines._registry import list_models
+from . import _comfy
+
+DEFAULT = "default"
+
+
+def _samplers() -> list[str]:
+    names: dict[str, None] = {}
+    for spec in list_models():
+        names.update(dict.fromkeys(spec.samplers))
+    return [DEFAULT, *names]
+
+
+class AIToolkitSample:
+    """One sample, as the trainer draws it: same LoRA, prompt and seed, same pixels."""
+
+    CATEGORY = _comfy.CATEGORY
+    DESCRIPTION = (
+        "Renders the sample that ostris/ai-toolkit renders from the same LoRA, prompt and seed. "
+        "0 (-1 for guidance) means the model's own default, which is the trainer's."
+    )
+    RETURN_TYPES = ("IMAGE", "AUDIO", "FLOAT", "STRING")
+    RETURN_NAMES = ("images", "audio", "fps", "info")
+    OUTPUT_TOOLTIPS = (
+        "The picture, or the frames of a clip.",
+        "The sound of a clip; empty for models without sound.",
+        "Frames per second of a clip.",
+        "JSON: everything that decided the picture.",
+    )
+    FUNCTION = "sample"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        side = {"default": 0, "min": 0, "max": MAX_SIDE, "step": 8}
+        text = {"multiline": True, "dynamicPrompts": True}
+        return {
+            "required": {
+                "model": ("AITK_MODEL", {"tooltip": "The recipe to render."}),
+                "prompt": (
+                    "STRING",
+                    {
+                        **text,
+                        "default": "",
+                        "tooltip": "Inline flags are read as the trainer reads them and win over "
+                        "the inputs below: --w 1024 --h 768 --seed 7 --cfg 4 --steps 20 --n text.",
+                    },
+                ),
+                "negative_prompt": (
+                    "STRING",
+                    {**text, "default": "", "tooltip": "The job's `neg`. FLUX ignores it."},
+                ),
+                "width": (
+                    "INT",
+                    {**side, "tooltip": "px, 0: the model's default. Floored to its grid."},
+                ),
+                "height": (
+                    "INT",
+                    {**side, "tooltip": "px, 0: the model's default. Floored to its grid."},
+                ),
+                "steps": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": MAX_STEPS, "tooltip": "0: the default."},
+                ),
+                "guidance_scale": (
+                    "FLOAT",
+                    {
+                        "default": -1.0,
+                        "min": -1.0,
+                        "max": 100.0,
+                        "step": 0.1,
+                        "tooltip": "-1: the model's default.",
+                    },
+                ),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 42,
+                        "min": 0,
+                        "max": MAX_SEED,
+                        "control_after_generate": True,
+                        "tooltip": "The trainer's seed. With walk_seed, sample i has seed + i.",
+                    },
+                ),
+            },
+            "optional": {
+                "num_frames": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 10_000, "tooltip": "Of video models."},
+                ),
+                "fps": ("INT", {"default": 0, "min": 0, "max": 1_000, "tooltip": "Of video models."}),
+                "trigger_word": (
+                    "STRING",
+                    {"default": "", "tooltip": "Replaces [trigger] and [name] in the prompt."},
+                ),
+                "sampler": (
+                    _samplers(),
+                    {"tooltip": "The job's sample.sampler; default is the model's."},
+                ),
+                **{
+                    f"control_image_{number}": (
+                        "IMAGE",
+                        {"tooltip": "For models that edit or take reference images."},
+                    )
+                    for number in (1, 2, 3)
+                },
+                "latent": (
+                    "LATENT",
+                    {"tooltip": "Its size is used; with denoise below 1, its content too."},
+                ),
+                "denoise": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.01,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "Share of the steps to run, starting from the latent.",
+                    },
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompt: str) -> bool | str:
+        try:
+            parse_flags(prompt)
+        except AitkError as error:
+            return str(error)
+        return True
+
+    def sample(
+        self,
+        model: Recipe,
+        prompt: str,
+        negative_prompt: str,
+        width: int,
+        height: int,
+        steps: int,
+        guidance_scale: float,
+        seed: int,
+        num_frames: int = 0,
+        fps: int = 0,
+        trigger_word: str = "",
+        sampler: str = DEFAULT,
+        latent: dict[str, Any] | None = None,
+        denoise: float = 1.0,
+        unique_id: str = "",
+        **control_images: Any,
+    ) -> tuple[Any, Any, float, str]:
+        request = SampleRequest(
+            recipe=model,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            width=width,
+            height=height,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            num_frames=num_frames,
+            fps=fps,
+            trigger_word=trigger_word,
+            sampler="" if sampler == DEFAULT else sampler,
+            control_images=_control_images(control_images),
+            latents=None if latent is None else latent["samples"],
+            denoise=denoise,
+        )
+        engine = _comfy.engine()
+        engine.plan(request)
+        if not engine.holds(model):
+            _comfy.make_room()
+        result = engine.sample(
+            request,
+            on_step=_comfy.step_reporter(unique_id),
+            on_status=_comfy.status_reporter(unique_id),
+            previews=True,
+        )
+        images = _comfy.frames_to_image(result.frames)
+        return images, None, result.fps, json.dumps(result.info, indent=2)
+
+
+def _control_images(sockets: dict[str, Any]) -> tuple[Any, ...]:
+    given = [sockets[name] for name in sorted(sockets) if sockets[name] is not None]
+    for name, image in sockets.items():
+        if image is not None and len(image) != 1:
+            raise InvalidInputError(
+                f"{name} holds {len(image)} images; connect one image to each socket"
+            )
+    return tuple(given)

@@ -1,0 +1,171 @@
+"""A model's weights, from a diffusers folder or a single file, cast as the trainer casts them.
+
+Only safetensors are read and no remote code is run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import CheckpointError, MissingDependencyError
+from ..core.specs import ModelSpec
+from ._quiet import quiet_libraries
+from ._text import pin_t5_attention
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass
+class LoadedModel:
+    """A model's parts in memory.
+
+    modules: component name -> module of `dtype`. tokenizers: component name -> tokenizer.
+    device: where it computes; offloaded modules wait elsewhere.
+    """
+
+    spec: ModelSpec
+    dtype: torch.dtype
+    device: torch.device
+    modules: dict[str, Any]
+    tokenizers: dict[str, Any]
+    projection: torch.Tensor | None = None  # latents to RGB, (C + 1, 3), for previews
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights together."""
+        return sum(module_bytes(module) for module in self.modules.values())
+
+    def parts(self) -> dict[str, Any]:
+        """Modules and tokenizers by the names diffusers pipelines take them under."""
+        return {**self.modules, **self.tokenizers}
+
+
+def load_model(
+    spec: ModelSpec, source: Path, configs: Path | None, dtype: str, device: torch.device
+) -> LoadedModel:
+    """The model's parts read from `source`, on the CPU.
+
+    source: a folder in the hub's layout, or a .safetensors file; then `configs` is a folder with
+    the configurations and tokenizers of the model. device: where it will compute.
+    Every part is cast with `.to(dtype)` after loading, which reaches buffers and modules that
+    from_pretrained would keep in fp32.
+    Raises CheckpointError if anything is missing or of another model.
+    """
+    with quiet_libraries():
+        pipeline = _read(spec, source, configs, DTYPES[dtype])
+        modules = _modules(spec, pipeline, source, whole=configs is None, dtype=DTYPES[dtype])
+    tokenizers = {
+        name: part for name, part in pipeline.components.items() if name.startswith("tokenizer")
+    } | _clip_tokenizers(spec, configs or source)
+    for name, tokenizer in tokenizers.items():
+        _check_tokenizer(source, name, tokenizer)
+    return LoadedModel(spec, DTYPES[dtype], device, modules, tokenizers)
+
+
+def check_folder(spec: ModelSpec, folder: Path) -> None:
+    """Raises CheckpointError unless the folder looks like a checkpoint of this model."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise CheckpointError(
+            f"{folder} has no model_index.json; give a diffusers folder of {spec.title} "
+            f"(as in the repository {spec.repo_id})"
+        )
+    found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    if found != spec.pipeline:
+        raise CheckpointError(
+            f"{folder} is a {found} checkpoint; {spec.id} needs a {spec.pipeline} one"
+        )
+    for name in spec.components:
+        if not any((folder / name).glob("*.safetensors")):
+            raise CheckpointError(
+                f"{folder / name} has no .safetensors weights; pickled ones (.bin, .ckpt, .pt) "
+                "are not loaded because they can run code: convert them first"
+            )
+
+
+def module_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a module's parameters and buffers."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _read(spec: ModelSpec, source: Path, configs: Path | None, dtype: torch.dtype) -> Any:
+    try:
+        import diffusers
+        import transformers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"rendering needs diffusers and transformers ({error}); run `python install.py` in "
+            'the pack\'s folder or `pip install "diffusers>=0.39,<0.43"`'
+        ) from error
+    pipeline_class = getattr(diffusers, spec.pipeline)
+    arguments: dict[str, Any] = {"torch_dtype": dtype, **dict.fromkeys(spec.clip_tokenizers)}
+    if spec.pipeline == "StableDiffusionPipeline":
+        arguments |= {"safety_checker": None, "feature_extractor": None}
+    try:
+        if configs is not None:
+            return pipeline_class.from_single_file(str(source), config=str(configs), **arguments)
+        return pipeline_class.from_pretrained(str(source), use_safetensors=True, **arguments)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{source} could not be loaded as {spec.id}: {error}") from error
+
+
+def _modules(
+    spec: ModelSpec, pipeline: Any, source: Path, whole: bool, dtype: torch.dtype
+) -> dict[str, Any]:
+    modules = {name: getattr(pipeline, name) for name in spec.components}
+    for name, module in modules.items():
+        if module is None:
+            raise CheckpointError(f"{source} has no {name}; {spec.id} needs one")
+        if whole and name.startswith("text_encoder"):
+            _check_all_read(module, source / name)
+        module.to(dtype=dtype).eval().requires_grad_(False)
+        if type(module).__name__ == "T5EncoderModel":
+            pin_t5_attention(module)
+    return modules
+
+
+def _clip_tokenizers(spec: ModelSpec, folder: Path) -> dict[str, Any]:
+    # transformers 4.57 would take the slow CLIP tokenizer, whose cleaning of the text depends on
+    # whether ftfy is installed; the fast one reads the same everywhere.
+    from transformers import CLIPTokenizerFast
+
+    return {
+        name: CLIPTokenizerFast.from_pretrained(str(folder), subfolder=name)
+        for name in spec.clip_tokenizers
+    }
+
+
+def _check_all_read(module: torch.nn.Module, folder: Path) -> None:
+    # transformers starts from random weights, with no more than a log line, where a file lacks a
+    # tensor or spells it unlike the installed version (CLIP's `text_model.`).
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored |= set(file.keys())
+    parameters = dict(module.named_parameters())
+    spelled = any(name.startswith("text_model.") for name in parameters)
+    missing = []
+    for name in parameters:
+        names = {name} if spelled else {name, f"text_model.{name}"}
+        tied = {"encoder.embed_tokens.weight", "shared.weight"}
+        if not (names | (tied if name in tied else set())) & stored:
+            missing.append(name)
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(parameters)} tensors as the installed "
+            f"transformers names them, e.g. {missing[0]}; download the released files again"
+        )
+
+
+def _check_tokenizer(source: Path, name: str, tokenizer: Any) -> None:
+    # transformers 5 silently builds a near-empty tokenizer when its vocabulary is missing.
+    if tokenizer is None or len(tokenizer) < 64:
+        raise CheckpointError(f"{source}: {name} has no vocabulary; download the folder again")

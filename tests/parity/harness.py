@@ -1,0 +1,276 @@
+"""Draws the rows with the trainer and with the engine, and compares them.
+
+    python tests/parity/harness.py table                the stored results
+    python tests/parity/harness.py loras                let the trainer write the LoRA files
+    python tests/parity/harness.py compare [--store]    trainer against engine, in one run
+
+The last two need AI_TOOLKIT_PATH and AI_TOOLKIT_PYTHON (see docs/parity.md); --store keeps the
+trainer's pictures as goldens and the results for the exactness table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rows import GOLDENS, MODELS, TRIGGER, Row, all_rows, job, lora_file
+
+from ai_toolkit_inference import Engine, SampleRequest
+from ai_toolkit_inference.core.requests import AdapterRef, Recipe
+from ai_toolkit_inference.core.versions import PROFILES
+from ai_toolkit_inference.engine.engine import library_versions
+from ai_toolkit_inference.engine.files import save_image
+from ai_toolkit_inference.engine.weights import tiny_folder
+from ai_toolkit_inference.pipelines._registry import get_model
+
+MANIFEST = GOLDENS / "manifest.json"
+RESULTS = GOLDENS / "results.json"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two pictures compared: PNG bytes equal or not, pixels off, largest and mean level off."""
+
+    same_file: bool
+    pixels: int
+    most: int
+    mean: float
+
+
+def compare(ours: bytes, theirs: bytes) -> Difference:
+    """How two PNG files differ. Pictures of different size count as entirely different."""
+    a, b = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), int) for png in (ours, theirs))
+    if a.shape != b.shape:
+        return Difference(False, a.size, 255, 255.0)
+    off = np.abs(a - b)
+    return Difference(ours == theirs, int((off > 0).sum()), int(off.max()), float(off.mean()))
+
+
+def render(engine: Engine, row: Row, profile: str) -> list[bytes]:
+    """The row's samples, rendered by the engine and written as PNG files."""
+    return [_render_one(engine, row, profile, sample) for sample in row.samples()]
+
+
+def _render_one(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> bytes:
+    adapters = ()
+    if row.multipliers:
+        path = str(lora_file(row.model, profile))
+        adapters = (AdapterRef(path, sample["network_multiplier"]),)
+    request = SampleRequest(
+        recipe=Recipe(
+            row.model.id,
+            weights="tiny",
+            dtype=row.dtype,
+            trainer_version=profile,
+            adapters=adapters,
+            mode="live" if row.live else "as_trainer",
+        ),
+        prompt=sample["prompt"],
+        width=sample.get("width", 128),
+        height=sample.get("height", 96),
+        steps=sample.get("sample_steps", 4),
+        guidance_scale=row.model.guidance_scale,
+        seed=42,
+        trigger_word=TRIGGER,
+        sampler=row.sampler,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sample.png"
+        save_image(engine.sample(request).frames[0], path)
+        return path.read_bytes()
+
+
+# --- the trainer -----------------------------------------------------------------------------
+
+
+def trainer_available() -> str:
+    """Empty if the trainer can be run here, else what is missing."""
+    for name in ("AI_TOOLKIT_PATH", "AI_TOOLKIT_PYTHON"):
+        if not os.environ.get(name):
+            return f"{name} is not set, so the trainer's own code cannot be run beside ours"
+    return ""
+
+
+def trainer_profile() -> str:
+    """The version of the trainer at AI_TOOLKIT_PATH. Raises RuntimeError if it is not pinned."""
+    text = (Path(os.environ["AI_TOOLKIT_PATH"]) / "version.py").read_text(encoding="utf-8")
+    for profile in PROFILES:
+        if f'"{profile.version}"' in text:
+            return profile.version
+    raise RuntimeError(f"the trainer at AI_TOOLKIT_PATH is not a pinned version: {text.strip()}")
+
+
+def run_trainer(jobs: list[dict[str, Any]], out: Path, *flags: str, device: str = "cpu") -> Any:
+    """Runs jobs in the trainer's interpreter. Returns its result.json; raises if a job failed."""
+    out.mkdir(parents=True, exist_ok=True)
+    plan = out / "jobs.json"
+    plan.write_text(json.dumps({"device": device, "jobs": jobs}), encoding="utf-8")
+    script = Path(__file__).with_name("trainer_run.py")
+    command = [os.environ["AI_TOOLKIT_PYTHON"], str(script), *flags, str(plan), str(out)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    failed = {name: entry["error"] for name, entry in result["jobs"].items() if "error" in entry}
+    if done.returncode or failed:
+        raise RuntimeError(f"the trainer failed at {list(failed)}: {list(failed.values())[:1]}")
+    return result
+
+
+def trainer_pictures(rows: list[Row], profile: str, out: Path, device: str) -> tuple[Any, Any]:
+    """The trainer's PNG files: {row id: [bytes]}, and what it said of its environment."""
+    jobs = [job(row, profile, tiny_folder(get_model(row.model.id))) for row in rows]
+    result = run_trainer(jobs, out, device=device)
+    pictures = {}
+    for row, entry in zip(rows, result["jobs"].values(), strict=True):
+        _check_case(row, entry)
+        folder = out / row.id.replace(".", "_")
+        pictures[row.id] = [(folder / f"{n}.png").read_bytes() for n in range(len(row.samples()))]
+    return pictures, {key: value for key, value in result.items() if key != "jobs"}
+
+
+def _check_case(row: Row, entry: dict[str, Any]) -> None:
+    # a row is worth nothing if the trainer did something else than it says
+    merged = bool(row.multipliers) and not row.live
+    if row.multipliers and entry["merged"] != merged:
+        raise RuntimeError(f"{row.id}: the trainer merged={entry['merged']}")
+    if entry.get("lora_keys_not_loaded") or entry["modules_with_effect"] == (
+        entry["modules"] if not row.multipliers else 0
+    ):
+        raise RuntimeError(f"{row.id}: the trainer did not load the LoRA as given")
+
+
+def write_loras() -> None:
+    """Lets the trainer write a LoRA with random weights for every model."""
+    profile = trainer_profile()
+    with tempfile.TemporaryDirectory() as folder:
+        for model in MODELS:
+            base = job(Row(model, "fp32", "lora"), profile, tiny_folder(get_model(model.id)))
+            out = Path(folder) / model.id
+            run_trainer([base | {"name": "lora"}], out, "--write-lora")
+            target = lora_file(model, profile)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((out / "lora.safetensors").read_bytes())
+
+
+# --- goldens and results ---------------------------------------------------------------------
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, empty if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def golden(profile: str, row: Row) -> list[bytes]:
+    """The stored pictures the trainer drew for a row."""
+    names = load_json(MANIFEST)[profile]["rows"][row.id]
+    return [(GOLDENS / "images" / name).read_bytes() for name in names]
+
+
+def store_goldens(profile: str, pictures: dict[str, list[bytes]], trainer: Any) -> None:
+    """Keeps the trainer's pictures by content, and a manifest of what drew them."""
+    folder = GOLDENS / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for row_id, files in sorted(pictures.items()):
+        rows[row_id] = [f"{hashlib.sha256(png).hexdigest()[:16]}.png" for png in files]
+        for name, png in zip(rows[row_id], files, strict=True):
+            (folder / name).write_bytes(png)
+    manifest = load_json(MANIFEST)
+    manifest[profile] = {"trainer": trainer, "rows": rows}
+    _write_json(MANIFEST, manifest)
+    used = {name for entry in manifest.values() for names in entry["rows"].values() for name in names}
+    for path in folder.glob("*.png"):
+        if path.name not in used:
+            path.unlink()
+
+
+def store_results(profile: str, differences: dict[str, list[Difference]], device: str) -> None:
+    """Keeps, per model, precision and library line, how many pictures were equal."""
+    results = load_json(RESULTS)
+    libraries = library_versions()
+    line = f"diffusers {libraries['diffusers']}, transformers {libraries['transformers']}"
+    for row in all_rows():
+        if row.id in differences:
+            key = f"{row.model.id} {row.dtype} {profile} {device} {line}"
+            results[key] = {"pictures": 0, "exact": 0, "most": 0, "torch": libraries["torch"]}
+    for row in all_rows():
+        for off in differences.get(row.id, ()):
+            entry = results[f"{row.model.id} {row.dtype} {profile} {device} {line}"]
+            entry["pictures"] += 1
+            entry["exact"] += off.same_file
+            entry["most"] = max(entry["most"], off.most)
+    _write_json(RESULTS, dict(sorted(results.items())))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def run_comparison(store: bool, device: str, pattern: str) -> int:
+    """Trainer against engine. Returns 0 if every picture is the same file."""
+    profile = trainer_profile()
+    rows = [row for row in all_rows() if pattern in row.id]
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, trainer = trainer_pictures(rows, profile, Path(folder), device)
+    engine = Engine(device)
+    differences = {
+        row.id: [
+            compare(ours, theirs)
+            for ours, theirs in zip(render(engine, row, profile), pictures[row.id], strict=True)
+        ]
+        for row in rows
+    }
+    for row_id, offs in differences.items():
+        verdict = ["exact" if off.same_file else f"most {off.most} mean {off.mean:.3f}" for off in offs]
+        sys.stdout.write(f"{row_id:34} {profile:8} {', '.join(verdict)}\n")
+    if store:
+        if device == "cpu":
+            store_goldens(profile, pictures, trainer)
+        store_results(profile, differences, device)
+    return 0 if all(off.same_file for offs in differences.values() for off in offs) else 1
+
+
+def print_table() -> None:
+    """The stored results, one line each."""
+    for key, entry in load_json(RESULTS).items():
+        verdict = "exact" if entry["exact"] == entry["pictures"] else f"most {entry['most']} levels"
+        sys.stdout.write(f"{key:78} {entry['exact']:3}/{entry['pictures']:<3} {verdict}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("command", choices=("table", "loras", "compare"))
+    parser.add_argument("--store", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="rows whose id contains this")
+    options = parser.parse_args()
+    if options.command == "table":
+        print_table()
+        return 0
+    if missing := trainer_available():
+        sys.stderr.write(missing + "\n")
+        return 2
+    import torch
+
+    torch.set_num_threads(1)  # as the trainer is run; fp32 sums differ by thread count
+    if options.command == "loras":
+        write_loras()
+        return 0
+    return run_comparison(options.store, options.device, options.only)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
