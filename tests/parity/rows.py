@@ -42,7 +42,7 @@ WITH_TEXT_ENCODERS = {"train_text_encoder": True}
 MODELS = (
     ModelRow("sd15", "sd15", KOHYA, 7.0, SD_SAMPLERS, WITH_TEXT_ENCODERS),
     ModelRow("sdxl", "sdxl", KOHYA, 6.0, SD_SAMPLERS, WITH_TEXT_ENCODERS),
-    ModelRow("flux", "flux", PEFT, 4.0),
+    ModelRow("flux", "flux", PEFT, 4.0, ("mean_flow",), WITH_TEXT_ENCODERS),
     ModelRow("flux_schnell", "flux", PEFT, 1.0),
     ModelRow("flex1", "flex1", PEFT, 4.0),
 )

@@ -1,0 +1,46 @@
+"""The engine against the pictures the trainer drew, stored with what drew them."""
+
+from __future__ import annotations
+
+import pytest
+from harness import compare, golden, load_json, render
+from rows import GOLDENS, PROFILES, Row, all_rows
+
+from ai_toolkit_inference import Engine, list_models
+
+ROWS = list(all_rows())
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Engine:
+    return Engine("cpu")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_pixels_are_the_trainers(cpu: Engine, row: Row, profile: str) -> None:
+    drawn = render(cpu, row, profile)
+    for ours, theirs in zip(drawn, golden(profile, row), strict=True):
+        # other processors have other kernels, so a stored picture may be a level off
+        assert compare(ours, theirs).most <= 1
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_model_has_rows_and_goldens(profile: str) -> None:
+    assert {row.model.id for row in ROWS} == {spec.id for spec in list_models()}
+    assert set(load_json(GOLDENS / "manifest.json")[profile]["rows"]) == {row.id for row in ROWS}
+
+
+def test_the_rows_tell_cases_apart() -> None:
+    rows = load_json(GOLDENS / "manifest.json")["0.12.26"]["rows"]
+    for model in list_models():
+        pictures = [rows[f"{model.id}-bf16-{case}"] for case in ("plain", "merged", "live")]
+        assert len({names[0] for names in pictures}) == 3, model.id
+        assert rows[f"{model.id}-fp32-plain"] != rows[f"{model.id}-bf16-plain"]
+
+
+def test_the_versions_differ_where_prompts_are_tokenized_differently() -> None:
+    manifest = load_json(GOLDENS / "manifest.json")
+    old, new = (manifest[profile]["rows"]["sd15-fp32-plain"] for profile in PROFILES)
+    assert old[0] == new[0]
+    assert old[1] != new[1]  # the prompt with a curly quote
