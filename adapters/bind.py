@@ -58,9 +58,7 @@ def check_layout(adapter: Adapter, spec: ModelSpec) -> None:
         raise AdapterError(_refusal(adapter, spec, Binding((), tuple(strangers), ())))
 
 
-def match(
-    adapter: Adapter, spec: ModelSpec, modules: Mapping[str, torch.nn.Module]
-) -> Binding:
+def match(adapter: Adapter, spec: ModelSpec, modules: Mapping[str, torch.nn.Module]) -> Binding:
     """How the adapter's layers fall on the model's modules, without refusing anything."""
     targets = layer_names(spec.lora, modules)
     bound, unbound, mismatched = [], [], []
@@ -107,9 +105,9 @@ def _shape_problem(layer: LoraLayer, module: torch.nn.Module) -> str:
     assert isinstance(weight, torch.Tensor)
     wanted = (weight.shape[0], *weight.shape[1:])
     given = (layer.up.shape[0], *layer.down.shape[1:])
-    if given == wanted and tuple(layer.up.shape[2:]) in ((), (1, 1)):
+    if given == wanted and layer.up.shape[2:] == (1,) * (weight.dim() - 2):
         return ""
-    return f"{list(given)} where the model has {list(wanted)}"
+    return f"{list(layer.up.shape)} @ {list(layer.down.shape)} for {list(wanted)}"
 
 
 def _refusal(adapter: Adapter, spec: ModelSpec, binding: Binding) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,11 +83,13 @@ def file_digest(path: Path) -> str:
 def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
-    _refuse_other_files(path)
     try:
+        _refuse_other_files(path)
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except OSError as error:
+        raise AdapterError(f"{path} could not be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:
         raise AdapterError(
             f"{path} is not a complete .safetensors file ({error}); copy or download it again"
@@ -94,7 +97,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _refuse_other_files(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise AdapterError(f"there is no LoRA file {path}; check the name and the folder")
     with path.open("rb") as file:
         start = file.read(8)
@@ -103,7 +106,7 @@ def _refuse_other_files(path: Path) -> None:
             f"{path} is a pickled PyTorch file, which can run code when loaded; "
             "convert it to .safetensors"
         )
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise AdapterError(f"{path} is not a .safetensors file; only those are read")
 
 
@@ -116,9 +119,16 @@ def _layers(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[LoraLayer, ..
                 continue
             keys = {key, name + up_ending, name + ALPHA} & tensors.keys()
             used |= keys
-            layers.append(_layer(path, name, *(tensors.get(name + e) for e in
-                                               (down_ending, up_ending, ALPHA))))
+            layers.append(
+                _layer(
+                    path, name, *(tensors.get(name + e) for e in (down_ending, up_ending, ALPHA))
+                )
+            )
     unknown = sorted(tensors.keys() - used)
+    names = [layer.name for layer in layers]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise AdapterError(f"{path}: {twice} is in it both as lora_down/lora_up and lora_A/lora_B")
     if unknown or not layers:
         raise AdapterError(
             f"{path}: {len(unknown)} of {len(tensors)} tensors are no LoRA weights this version "
@@ -152,6 +162,8 @@ def _layer(
         raise AdapterError(
             f"{path}: {name} has rank {down.shape[0]} on one side and {up.shape[1]} on the other"
         )
+    if not down.numel() or not up.numel():
+        raise AdapterError(f"{path}: {name} holds no values; copy or download the file again")
     if alpha is not None and (alpha.numel() != 1 or not torch.isfinite(alpha).all()):
         raise AdapterError(f"{path}: {name} has an alpha that is not one finite number")
     return LoraLayer(name, down, up, None if alpha is None else float(alpha.float()))

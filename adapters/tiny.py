@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from ..core.errors import OutputError
 from ..core.specs import ModelSpec
 from ..core.versions import LATEST
 from .bind import layer_names
@@ -29,6 +32,7 @@ def write_tiny_lora(
 
     modules: component name -> module of the model it is for.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {}
@@ -45,8 +49,16 @@ def write_tiny_lora(
         tensors[f"{name}.{endings[1]}.weight"] = up * STRENGTH
         if spec.lora.alpha:
             tensors[f"{name}.alpha"] = torch.tensor(float(rank))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, _metadata(spec, path, trainer_version))
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, part, _metadata(spec, path, trainer_version))
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path} could not be written: {error}") from error
+    finally:
+        if os.path.lexists(part):
+            part.unlink()
     return path
 
 

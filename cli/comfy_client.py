@@ -67,18 +67,6 @@ class RunResult:
     previews: int = 0
 
 
-def read_workflow(path: Path) -> dict[str, Any]:
-    """The workflow in an API-format file."""
-    try:
-        workflow = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"cannot read the workflow {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InvalidInputError(f"the workflow {path} is not JSON: {error}") from error
-    _check_workflow(workflow)
-    return workflow
-
-
 def run_workflow(
     url: str,
     workflow: Workflow,
@@ -164,7 +152,7 @@ class _Client:
         async with self._websocket(session) as socket:
             await self._submit(session, extra_pnginfo)
             try:
-                entry = await self._follow(session, socket) or await self._reconnect(session)
+                entry = await self._watch(session, socket)
             except aiohttp.ClientError:
                 raise
             except BaseException:
@@ -194,6 +182,19 @@ class _Client:
             self.result.prompt_id = (await response.json())["prompt_id"]
         self._emit("queued")
 
+    async def _watch(
+        self, session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse
+    ) -> dict[str, Any]:
+        """The job's history entry once it has ended, over as many connections as it takes."""
+        with suppress(aiohttp.ClientConnectionError):
+            if entry := await self._follow(session, socket):
+                return entry
+        for delay in RECONNECT_AFTER:
+            await asyncio.sleep(delay)
+            with suppress(aiohttp.ClientConnectionError):
+                return await self._follow_again(session)
+        raise aiohttp.ClientConnectionError("the connection broke during the run")
+
     async def _follow(
         self, session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse
     ) -> dict[str, Any] | None:
@@ -203,13 +204,6 @@ class _Client:
             if (entry := await self._history(session)) is not None:
                 return entry
         return None
-
-    async def _reconnect(self, session: aiohttp.ClientSession) -> dict[str, Any]:
-        for delay in RECONNECT_AFTER:
-            await asyncio.sleep(delay)
-            with suppress(aiohttp.ClientConnectionError):
-                return await self._follow_again(session)
-        raise aiohttp.ClientConnectionError("the connection broke during the run")
 
     async def _follow_again(self, session: aiohttp.ClientSession) -> dict[str, Any]:
         async with self._websocket(session) as socket:
@@ -237,8 +231,8 @@ class _Client:
     def _take_text(self, message: dict[str, Any]) -> bool:
         """True where the message says that this job has ended."""
         kind, data = message["type"], message["data"]
-        if data.get("prompt_id") != self.result.prompt_id:
-            return False
+        if not isinstance(data, dict) or data.get("prompt_id") != self.result.prompt_id:
+            return False  # of another job, or a message that a pack invented
         self._take_event(kind, data)
         return kind in FINAL_MESSAGES or (kind == "executing" and data["node"] is None)
 

@@ -36,8 +36,10 @@ def models(options: argparse.Namespace) -> dict[str, Any]:
         for row in rows:
             defaults = row["defaults"]
             size = f"{defaults['width']}x{defaults['height']}"
-            _say(f"{row['id']:14} {row['title']:24} {size:10} {defaults['steps']:3} steps  "
-                 f"guidance {defaults['guidance_scale']:g}  {row['repo_id']}")
+            _say(
+                f"{row['id']:14} {row['title']:24} {size:10} {defaults['steps']:3} steps  "
+                f"guidance {defaults['guidance_scale']:g}  {row['repo_id']}"
+            )
     return {"models": rows}
 
 
@@ -62,8 +64,10 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
     save_sample(result, out)
     say("")
     if not options.json:
-        _say(f"{out}  {result.info['width']}x{result.info['height']}  seed {result.info['seed']}  "
-             f"{result.info['seconds']:.1f} s")
+        _say(
+            f"{out}  {result.info['width']}x{result.info['height']}  seed {result.info['seed']}  "
+            f"{result.info['seconds']:.1f} s"
+        )
     return {"file": str(out), "info": result.info}
 
 
@@ -87,6 +91,8 @@ def tiny(options: argparse.Namespace) -> dict[str, Any]:
     folder = Path(options.folder)
     if folder.exists():
         raise InvalidInputError(f"{folder} exists; name a folder that does not, or remove it")
+    if options.lora and Path(options.lora).suffix != ".safetensors":
+        raise InvalidInputError(f"--lora {options.lora}: the name has to end in .safetensors")
     from ..adapters.tiny import write_tiny_lora
     from ..engine import Engine
     from ..pipelines._tiny import write_tiny

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
 from ..core.errors import AitkError
 from ..core.requests import DTYPES, MODES, OFFLOAD, QUANTIZE
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = _command(options.command)(options)
     except AitkError as error:
-        sys.stderr.write(f"aitk: {error}\n")
+        sys.stderr.write(f"aitk: {' '.join(str(error).split())}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("aitk: interrupted\n")
@@ -34,9 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; the reference in the docs is made from it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="aitk", description="Render what ostris/ai-toolkit renders from the same LoRA."
     )
     parser.add_argument("--version", action="version", version=_version())

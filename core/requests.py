@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, field, replace
 
 from .errors import InvalidInputError, one_of
@@ -26,10 +26,7 @@ class AdapterRef:
     multiplier: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.multiplier):
-            raise InvalidInputError(
-                f"multiplier={self.multiplier} for {self.path}; it must be a finite number"
-            )
+        _check_number("multiplier", self.multiplier)
 
 
 @dataclass(frozen=True)
@@ -119,5 +116,6 @@ def _check_range(name: str, value: int, least: int, most: int) -> None:
 
 
 def _check_number(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise InvalidInputError(f"{name}={value}; it must be a finite number")
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not abs(value) <= sys.float_info.max:
+        raise InvalidInputError(f"{name}={value!r}; it must be a finite number")

@@ -52,6 +52,7 @@ class ModelSpec:
     arch: str  # the trainer's name
     repo_id: str  # Hugging Face repository the trainer loads
     pipeline: str  # diffusers class
+    latent_channels: int  # of one latent, which stands for 8 x 8 px
     multiple_of: int  # px; both sides are floored to it, as the trainer floors them
     defaults: Defaults
     samplers: tuple[str, ...]

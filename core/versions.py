@@ -61,7 +61,7 @@ def get_profile(version: str) -> Profile:
     for profile in PROFILES:
         if profile.version == version:
             return profile
-    raise one_of("trainer version", version, TRAINER_VERSIONS)
+    raise one_of("trainer version", version, TRAINER_VERSIONS[1:])
 
 
 def profile_for_adapters(metadata: tuple[Mapping[str, str], ...]) -> Profile:
@@ -87,12 +87,12 @@ def trainer_version(metadata: Mapping[str, str]) -> str | None:
     """
     try:
         software = json.loads(metadata.get("software", ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(software, dict) or software.get("name") != "ai-toolkit":
         return None
     version = str(software.get("version", ""))
-    return version if re.fullmatch(r"\d+(\.\d+)*", version) else None
+    return version if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*", version) else None
 
 
 def _profile_of(version: str) -> Profile:

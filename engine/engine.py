@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from ..adapters.apply import AdapterState, Applied
 from ..adapters.bind import bind, check_layout
 from ..adapters.read import Adapter, read_adapter
 from ..core.errors import InvalidInputError
-from ..core.prompts import Settings, resolve
-from ..core.requests import Recipe, SampleRequest
+from ..core.prompts import Settings, parse_flags, replace_trigger, resolve
+from ..core.requests import MAX_SIDE, Recipe, SampleRequest
 from ..core.results import SampleResult
 from ..core.specs import ModelSpec
 from ..core.versions import Profile, get_profile, profile_for_adapters
@@ -27,10 +28,11 @@ from ..pipelines._registry import get_model
 from ..pipelines._render import RenderContext, Step, fit_projection
 from .numerics import trainer_numerics
 from .placement import choose_offload, default_device, placed
-from .weights import find_weights
+from .weights import find_adapter, find_weights
 
 ADAPTERS_KEPT = 4
 LATENT_PIXELS = 8  # px per latent
+LEAST_SIDE = 64  # px
 LIBRARIES = ("ai-toolkit-inference", "torch", "diffusers", "transformers", "numpy", "pillow")
 
 
@@ -52,6 +54,7 @@ class Plan:
 @dataclass
 class _Base:
     key: tuple[str, str, str]
+    weights: str  # as the recipe names them
     model: LoadedModel
     adapters: AdapterState
 
@@ -66,7 +69,7 @@ class Engine:
         self.device = torch.device(device) if device else default_device()
         self._lock = threading.RLock()
         self._base: _Base | None = None
-        self._files: OrderedDict[tuple[str, int, int], Adapter] = OrderedDict()
+        self._files: OrderedDict[tuple[str, str, int, int], Adapter] = OrderedDict()
         self.loads = 0  # how often weights were read, for tests and metrics
 
     def plan(self, request: SampleRequest) -> Plan:
@@ -74,9 +77,7 @@ class Engine:
         recipe = request.recipe
         spec = get_model(recipe.model)
         settings = _fit_latents(spec, request, resolve(spec, request))
-        adapters = [(self._read(ref.path), ref.multiplier) for ref in recipe.adapters]
-        for adapter, _ in adapters:
-            check_layout(adapter, spec)
+        adapters = [(self.adapter(recipe, ref.path), ref.multiplier) for ref in recipe.adapters]
         if settings.multiplier is not None:
             adapters = [(adapter, settings.multiplier) for adapter, _ in adapters]
         if recipe.trainer_version == "auto":
@@ -108,10 +109,23 @@ class Engine:
         info = _info(plan, request.recipe, base.model, applied, seconds)
         return SampleResult(frames=frames, fps=float(plan.settings.fps), info=info)
 
+    def adapter(self, recipe: Recipe, path: str) -> Adapter:
+        """The adapter at a path (or `tiny`), read once and kept.
+
+        Raises AdapterError if it is unreadable or its layers are not named as the model's are.
+        """
+        spec = get_model(recipe.model)
+        adapter = self._read(find_adapter(spec, recipe.weights, path))
+        check_layout(adapter, spec)
+        return adapter
+
     def holds(self, recipe: Recipe) -> bool:
         """Whether the recipe's base model is in memory, so that a sample loads nothing."""
         base = self._base
-        return base is not None and base.key[0] == recipe.model and base.key[2] == recipe.dtype
+        if base is None:
+            return False
+        held = (base.key[0], base.weights, base.key[2])
+        return held == (recipe.model, recipe.weights, recipe.dtype)
 
     def unload(self) -> None:
         """Drops the model from memory."""
@@ -127,12 +141,11 @@ class Engine:
             base.adapters.clear()
             return base.model
 
-    def _read(self, path: str) -> Adapter:
-        file = Path(path)
-        if not file.is_file():
+    def _read(self, file: Path) -> Adapter:
+        if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
             return read_adapter(file)  # says what is wrong
         stat = file.stat()
-        key = (str(file.resolve()), stat.st_mtime_ns, stat.st_size)
+        key = (str(file), str(file.resolve()), stat.st_mtime_ns, stat.st_size)
         with self._lock:
             if key not in self._files:
                 self._files[key] = read_adapter(file)
@@ -150,7 +163,7 @@ class Engine:
             with torch.inference_mode(False), torch.no_grad():
                 model = load_model(spec, source, configs, recipe.dtype, self.device)
             self.loads += 1
-            self._base = _Base(key, model, AdapterState(self.device))
+            self._base = _Base(key, recipe.weights, model, AdapterState(self.device))
         return self._base
 
     def _switch(self, base: _Base, plan: Plan) -> tuple[Applied, ...]:
@@ -196,27 +209,34 @@ def _fit_latents(spec: ModelSpec, request: SampleRequest, settings: Settings) ->
     # given latents decide the size; a size asked for beside them must agree
     if request.latents is None:
         return settings
-    shape = tuple(getattr(request.latents, "shape", ()))
-    if len(shape) != 4 or shape[0] != 1:
-        raise InvalidInputError(
-            f"latents have the shape {list(shape)}; {spec.id} takes one image: (1, C, H/8, W/8)"
-        )
+    shape = _latents_shape(spec, request.latents)
     height, width = shape[2] * LATENT_PIXELS, shape[3] * LATENT_PIXELS
-    for name, asked, given in (
-        ("width", request.width, width),
-        ("height", request.height, height),
-    ):
+    _, flags = parse_flags(replace_trigger(request.prompt, request.trigger_word))
+    for name, given in (("width", width), ("height", height)):
+        asked = flags.get(name, getattr(request, name))
         if asked not in (0, given):
             raise InvalidInputError(f"{name}={asked} but the latents are {given} px; use 0")
-    if width % spec.multiple_of or height % spec.multiple_of:
+    for side in (width, height):
+        if side % spec.multiple_of or not LEAST_SIDE <= side <= MAX_SIDE:
+            raise InvalidInputError(
+                f"latents of {width}x{height} px; both sides must be multiples of "
+                f"{spec.multiple_of} from {LEAST_SIDE} to {MAX_SIDE}"
+            )
+    return replace(settings, width=width, height=height)
+
+
+def _latents_shape(spec: ModelSpec, latents: Any) -> tuple[int, ...]:
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = getattr(latents, "dtype", type(latents).__name__)
+        raise InvalidInputError(f"latents are of {kind}; they must be a tensor of floats")
+    if latents.dim() != 4 or latents.shape[:2] != (1, spec.latent_channels):
         raise InvalidInputError(
-            f"latents of {width}x{height} px; both sides must be multiples of {spec.multiple_of}"
+            f"latents have the shape {list(latents.shape)}; {spec.id} takes one image: "
+            f"(1, {spec.latent_channels}, H/8, W/8)"
         )
-    return _replace_size(settings, width, height)
-
-
-def _replace_size(settings: Settings, width: int, height: int) -> Settings:
-    return Settings(**{**asdict(settings), "width": width, "height": height})
+    if not latents.isfinite().all():
+        raise InvalidInputError("latents hold NaN or infinite values; mend what made them")
+    return tuple(latents.shape)
 
 
 def _info(

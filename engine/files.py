@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import InvalidInputError, OutputError
+from ..core.errors import InvalidInputError, MissingDependencyError, OutputError
 from ..core.requests import FORMATS
 from ..core.results import SampleResult
 
@@ -72,6 +74,7 @@ def save_animation(frames: np.ndarray, path: Path, fps: float) -> None:
     """
     from PIL import Image
 
+    _check_fps(fps)
     first, *rest = [Image.fromarray(frame) for frame in frames]
     with whole_file(path) as temporary:
         first.save(
@@ -100,8 +103,8 @@ def save_video(
     frames: a sequence or array, encoded one at a time. audio: float (channels, samples).
     crf: 0 (best) to 51. metadata: tags for the container. on_frame: told of each frame written.
     """
-    import av
-
+    av = _import_av()
+    _check_fps(fps)
     webm = path.suffix.lower() == ".webm"
     codec, pixels = ("libvpx-vp9", "yuv420p") if webm else ("libx264", "yuv420p")
     options = {} if webm else {"movflags": "use_metadata_tags+faststart"}
@@ -133,7 +136,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises OutputError if the file cannot be written; nothing half-written stays behind.
     """
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -144,7 +147,23 @@ def whole_file(path: Path) -> Iterator[Path]:
             "the free space, then save again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if os.path.lexists(temporary):  # Path.unlink raises where a parent is no folder
+            temporary.unlink()
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"mp4 and webm need PyAV ({error}); pip install av, or write a webp"
+        ) from error
+    return av
+
+
+def _check_fps(fps: float) -> None:
+    if not 0 < fps < math.inf:
+        raise InvalidInputError(f"fps={fps}; it must be above 0 and finite")
 
 
 @contextmanager

@@ -6,9 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..core.errors import CheckpointError
+import torch
+
+from ..core.errors import CheckpointError, InvalidInputError
 from ..core.specs import ModelSpec
-from ..pipelines._loading import check_folder
+from ..pipelines._loading import check_folder, check_index
+from ..pipelines._single_file import check_single_file
 
 CONFIGS = ["*.json", "*/*.json", "*/merges.txt", "*/vocab.json"]  # all but the weights
 TINY_FORMAT = 1  # part of the cache path; raise it when tiny checkpoints change
@@ -37,7 +40,8 @@ def find_weights(
     if path.is_dir():
         return path, None
     configs = path.with_suffix("")
-    if configs.is_dir():
+    if (configs / "model_index.json").is_file():  # not just a folder of the same name
+        check_index(spec, configs)
         return path, configs
     on_status(f"Fetching the configuration of {spec.repo_id}")
     return path, _download(spec, patterns=CONFIGS)
@@ -64,6 +68,31 @@ def check_local(spec: ModelSpec, weights: str) -> Path:
             f"{path} is not a .safetensors file; pickled checkpoints can run code when loaded: "
             "convert it first"
         )
+    check_single_file(spec, path)
+    return path
+
+
+def find_adapter(spec: ModelSpec, weights: str, path: str) -> Path:
+    """The file of an adapter: `tiny` is a random one for the tiny weights, the rest is a path."""
+    if path != "tiny":
+        return Path(path).expanduser()
+    if weights != "tiny":
+        raise InvalidInputError(
+            f"the LoRA 'tiny' fits the weights 'tiny' only, not {weights!r}; choose a trained LoRA"
+        )
+    return tiny_lora(spec)
+
+
+def tiny_lora(spec: ModelSpec, seed: int = 0) -> Path:
+    """The random LoRA for a model's tiny checkpoint in the cache, made on first use."""
+    from ..adapters.tiny import write_tiny_lora
+    from ..pipelines._loading import load_model
+
+    folder = tiny_folder(spec, seed)
+    path = folder.with_name(f"{folder.name}-lora.safetensors")
+    if not path.is_file():
+        model = load_model(spec, folder, None, "fp32", torch.device("cpu"))
+        write_tiny_lora(spec, model.modules, path, seed)
     return path
 
 

@@ -12,6 +12,7 @@ from ..pipelines._registry import get_model
 from . import _comfy
 
 NONE = "none"
+TINY = "tiny"
 
 
 class ApplyAIToolkitLoRA:
@@ -33,7 +34,13 @@ class ApplyAIToolkitLoRA:
         return {
             "required": {
                 "model": ("AITK_MODEL", {"tooltip": "The recipe to put the LoRA on."}),
-                "lora_name": (loras, {"tooltip": "A .safetensors file of ComfyUI's loras folder."}),
+                "lora_name": (
+                    [*loras, TINY],
+                    {
+                        "tooltip": "A .safetensors file of ComfyUI's loras folder. tiny is a "
+                        "random LoRA for the tiny weights, for trying a workflow."
+                    },
+                ),
                 "multiplier": (
                     "FLOAT",
                     {
@@ -73,6 +80,8 @@ class ApplyAIToolkitLoRA:
 
     @classmethod
     def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
+        if lora_name == TINY:
+            return TINY
         # a training that goes on writes the same file again
         stat = Path(_comfy.find_lora(lora_name)).stat()
         return f"{stat.st_mtime_ns} {stat.st_size}"
@@ -85,8 +94,6 @@ class ApplyAIToolkitLoRA:
         lora_name_low: str = NONE,
         mode: str = "as_trainer",
     ) -> tuple[Recipe, str]:
-        from ..adapters.bind import check_layout
-        from ..adapters.read import read_adapter
         from ..adapters.report import describe
 
         spec = get_model(model.model)
@@ -95,8 +102,7 @@ class ApplyAIToolkitLoRA:
                 f"{spec.id} has one transformer, so lora_name_low={lora_name_low!r} has no place; "
                 f"choose {NONE!r}"
             )
-        path = _comfy.find_lora(lora_name)
-        adapter = read_adapter(path)
-        check_layout(adapter, spec)
+        path = TINY if lora_name == TINY else _comfy.find_lora(lora_name)
+        adapter = _comfy.engine().adapter(model, path)
         recipe = model.with_adapter(AdapterRef(path, multiplier), mode)
         return recipe, describe(adapter, name=lora_name)

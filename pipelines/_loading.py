@@ -6,17 +6,21 @@ Only safetensors are read and no remote code is run.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..core.errors import CheckpointError, MissingDependencyError
+from ..core.errors import AitkError, CheckpointError, MissingDependencyError
 from ..core.specs import ModelSpec
 from ._quiet import quiet_libraries
 from ._text import pin_t5_attention
 
+# What a tokenizer's folder has to hold beside its configuration: the files of one of these.
+VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -56,36 +60,45 @@ def load_model(
     from_pretrained would keep in fp32.
     Raises CheckpointError if anything is missing or of another model.
     """
-    with quiet_libraries():
+    _check_tokenizer_files(spec, configs or source)
+    with quiet_libraries(), _checkpoint_errors(spec, source):
         pipeline = _read(spec, source, configs, DTYPES[dtype])
         modules = _modules(spec, pipeline, source, whole=configs is None, dtype=DTYPES[dtype])
-    tokenizers = {
-        name: part for name, part in pipeline.components.items() if name.startswith("tokenizer")
-    } | _clip_tokenizers(spec, configs or source)
-    for name, tokenizer in tokenizers.items():
-        _check_tokenizer(source, name, tokenizer)
+        tokenizers = {
+            name: part for name, part in pipeline.components.items() if name.startswith("tokenizer")
+        } | _clip_tokenizers(spec, configs or source)
     return LoadedModel(spec, DTYPES[dtype], device, modules, tokenizers)
 
 
 def check_folder(spec: ModelSpec, folder: Path) -> None:
     """Raises CheckpointError unless the folder looks like a checkpoint of this model."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise CheckpointError(
-            f"{folder} has no model_index.json; give a diffusers folder of {spec.title} "
-            f"(as in the repository {spec.repo_id})"
-        )
-    found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    if found != spec.pipeline:
-        raise CheckpointError(
-            f"{folder} is a {found} checkpoint; {spec.id} needs a {spec.pipeline} one"
-        )
+    check_index(spec, folder)
     for name in spec.components:
         if not any((folder / name).glob("*.safetensors")):
             raise CheckpointError(
                 f"{folder / name} has no .safetensors weights; pickled ones (.bin, .ckpt, .pt) "
                 "are not loaded because they can run code: convert them first"
             )
+
+
+def check_index(spec: ModelSpec, folder: Path) -> None:
+    """Raises CheckpointError unless the folder's model_index.json is of this model."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise CheckpointError(
+            f"{folder} has no model_index.json; give a diffusers folder of {spec.title} "
+            f"(as in the repository {spec.repo_id})"
+        )
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{index} names no pipeline class ({error}); download the folder again"
+        ) from error
+    if found != spec.pipeline:
+        raise CheckpointError(
+            f"{folder} is a {found} checkpoint; {spec.id} needs a {spec.pipeline} one"
+        )
 
 
 def module_bytes(module: torch.nn.Module) -> int:
@@ -107,11 +120,19 @@ def _read(spec: ModelSpec, source: Path, configs: Path | None, dtype: torch.dtyp
     arguments: dict[str, Any] = {"torch_dtype": dtype, **dict.fromkeys(spec.clip_tokenizers)}
     if spec.pipeline == "StableDiffusionPipeline":
         arguments |= {"safety_checker": None, "feature_extractor": None}
+    if configs is not None:
+        return pipeline_class.from_single_file(str(source), config=str(configs), **arguments)
+    return pipeline_class.from_pretrained(str(source), use_safetensors=True, **arguments)
+
+
+@contextmanager
+def _checkpoint_errors(spec: ModelSpec, source: Path) -> Iterator[None]:
+    # the libraries raise anything over a damaged file; tokenizers even a plain Exception
     try:
-        if configs is not None:
-            return pipeline_class.from_single_file(str(source), config=str(configs), **arguments)
-        return pipeline_class.from_pretrained(str(source), use_safetensors=True, **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        yield
+    except AitkError:
+        raise
+    except Exception as error:
         raise CheckpointError(f"{source} could not be loaded as {spec.id}: {error}") from error
 
 
@@ -122,6 +143,11 @@ def _modules(
     for name, module in modules.items():
         if module is None:
             raise CheckpointError(f"{source} has no {name}; {spec.id} needs one")
+        empty = [key for key, value in module.named_parameters() if value.is_meta]
+        if empty:
+            raise CheckpointError(
+                f"{source}: {name} lacks {len(empty)} tensors, e.g. {empty[0]}; download it again"
+            )
         if whole and name.startswith("text_encoder"):
             _check_all_read(module, source / name)
         module.to(dtype=dtype).eval().requires_grad_(False)
@@ -165,7 +191,14 @@ def _check_all_read(module: torch.nn.Module, folder: Path) -> None:
         )
 
 
-def _check_tokenizer(source: Path, name: str, tokenizer: Any) -> None:
-    # transformers 5 silently builds a near-empty tokenizer when its vocabulary is missing.
-    if tokenizer is None or len(tokenizer) < 64:
-        raise CheckpointError(f"{source}: {name} has no vocabulary; download the folder again")
+def _check_tokenizer_files(spec: ModelSpec, folder: Path) -> None:
+    # Without its files transformers 5 silently builds a tokenizer that knows next to no words.
+    for name in spec.components:
+        if not name.startswith("text_encoder"):
+            continue
+        tokenizer = folder / name.replace("text_encoder", "tokenizer")
+        found = {path.name for path in tokenizer.glob("*") if path.stat().st_size}
+        if "tokenizer_config.json" not in found or not any(map(found.issuperset, VOCABULARIES)):
+            raise CheckpointError(
+                f"{tokenizer} lacks its configuration or vocabulary; download the folder again"
+            )

@@ -68,7 +68,7 @@ def stable_diffusion_scheduler(sampler: str, steps_offset: int) -> Any:
     if sampler == "flowmatch":
         return flow_match_scheduler({})
     if sampler == "mean_flow":
-        return _mean_flow_scheduler()
+        return mean_flow_scheduler()
     if sampler == "custom_lcm":
         scheduler_class, extra = _custom_lcm_scheduler_class(), {}
     else:
@@ -80,6 +80,11 @@ def stable_diffusion_scheduler(sampler: str, steps_offset: int) -> Any:
         )
 
 
+def flux_scheduler(sampler: str) -> Any:
+    """The trainer's scheduler for FLUX: `flowmatch` or `mean_flow`."""
+    return mean_flow_scheduler() if sampler == "mean_flow" else flow_match_scheduler(FLUX)
+
+
 def flow_match_scheduler(config: dict[str, Any]) -> Any:
     """A flow-match Euler scheduler that the Stable Diffusion pipelines can drive as well.
 
@@ -87,6 +92,23 @@ def flow_match_scheduler(config: dict[str, Any]) -> Any:
     diffusers cannot fill from a config. So the shift is 1.0 wherever it is static.
     Upstream: ostris/ai-toolkit@27a03a91 toolkit/samplers/custom_flowmatch_sampler.py
     """
+    return _flow_match_class()(**config)
+
+
+def mean_flow_scheduler() -> Any:
+    """A flow-match scheduler whose steps go all the way: x0 = x - prediction.
+
+    Upstream: ostris/ai-toolkit@27a03a91 toolkit/samplers/mean_flow_scheduler.py
+    """
+
+    class TrainerMeanFlowScheduler(_flow_match_class()):  # type: ignore[misc]
+        def step(self, model_output: Any, timestep: Any, sample: Any, **_: Any) -> tuple[Any]:
+            return (sample - model_output,)
+
+    return TrainerMeanFlowScheduler()
+
+
+def _flow_match_class() -> Any:
     import diffusers
 
     class TrainerFlowMatchScheduler(diffusers.FlowMatchEulerDiscreteScheduler):
@@ -95,19 +117,7 @@ def flow_match_scheduler(config: dict[str, Any]) -> Any:
         def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
             return sample
 
-    return TrainerFlowMatchScheduler(**config)
-
-
-def _mean_flow_scheduler() -> Any:
-    # each step goes all the way: x0 = x - prediction
-    # Upstream: ostris/ai-toolkit@27a03a91 toolkit/samplers/mean_flow_scheduler.py
-    flow_match = type(flow_match_scheduler({}))
-
-    class TrainerMeanFlowScheduler(flow_match):  # type: ignore[misc, valid-type]
-        def step(self, model_output: Any, timestep: Any, sample: Any, **_: Any) -> tuple[Any]:
-            return (sample - model_output,)
-
-    return TrainerMeanFlowScheduler()
+    return TrainerFlowMatchScheduler
 
 
 def _custom_lcm_scheduler_class() -> Any:
@@ -118,7 +128,9 @@ def _custom_lcm_scheduler_class() -> Any:
     import torch
 
     class TrainerLCMScheduler(diffusers.LCMScheduler):
-        def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # type: ignore[override]
+        def set_timesteps(  # type: ignore[override]
+            self, num_inference_steps: int, device: Any = None
+        ) -> None:
             super().set_timesteps(num_inference_steps, device)
             stride = self.config["num_train_timesteps"] // LCM_STEPS
             descending = np.arange(LCM_STEPS, 0, -1) * stride - 1

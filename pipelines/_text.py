@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import MissingDependencyError
 from ..core.versions import Profile
 
 
@@ -18,8 +19,13 @@ def clean_clip_prompt(prompt: str, profile: Profile) -> str:
     """The prompt as the CLIP tokenizer of the trainer's transformers version reads it."""
     if profile.has("clip_prompt_without_ftfy"):
         return prompt
-    import ftfy
-
+    try:
+        import ftfy
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"trainer version {profile.version} repairs CLIP prompts with ftfy ({error}); "
+            "pip install ftfy, or choose a newer trainer_version"
+        ) from error
     return ftfy.fix_text(prompt)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import InvalidInputError, OutputError
 from ..core.specs import ModelSpec
 
 WORDS = (
@@ -31,6 +31,7 @@ SD_BETAS = {
     "num_train_timesteps": 1000,
     "steps_offset": 1,
 }
+MAX_SEED = 2**31 - 1
 # Brings the output of a randomly filled decoder to a standard deviation of about 0.4, so that
 # pictures do not saturate. A constant: measuring it here would round differently per machine.
 DECODER_GAIN = 0.9
@@ -47,8 +48,22 @@ class TokenizerFiles:
 def write_tiny(spec: ModelSpec, folder: Path, seed: int = 0) -> Path:
     """Writes a complete toy checkpoint of the model, at most 20 MB. Returns the folder.
 
-    The folder appears whole or not at all.
+    The folder appears whole or not at all; one that is there is left alone.
+    seed: 0 to MAX_SEED.
     """
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidInputError(f"seed={seed} of a tiny checkpoint; it must be 0 to {MAX_SEED}")
+    try:
+        _write(spec, folder, seed)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} could not be written: {error.strerror or error}; check the folder and the "
+            "free space (AITK_CACHE names the folder for what is made on first use)"
+        ) from error
+    return folder
+
+
+def _write(spec: ModelSpec, folder: Path, seed: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tiny-") as temporary:
         target = Path(temporary) / "checkpoint"
@@ -59,10 +74,11 @@ def write_tiny(spec: ModelSpec, folder: Path, seed: int = 0) -> Path:
         if spec.pipeline == "StableDiffusionPipeline":
             index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
         (target / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        target.rename(folder)
-    return folder
+        try:
+            target.rename(folder)
+        except OSError:
+            if not (folder / "model_index.json").is_file():  # else another process was faster
+                raise
 
 
 def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:

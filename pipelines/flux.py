@@ -18,10 +18,10 @@ def render_flux(context: Any) -> Any:
     import diffusers
 
     from ._render import frames, step_callback
-    from ._schedulers import FLUX, flow_match_scheduler
+    from ._schedulers import flux_scheduler
 
     settings, model = context.settings, context.model
-    pipeline = diffusers.FluxPipeline(**model.parts(), scheduler=flow_match_scheduler(FLUX))
+    pipeline = diffusers.FluxPipeline(**model.parts(), scheduler=flux_scheduler(settings.sampler))
     with context.place(pipeline):
         embeds, pooled = _encode(context)
         arguments = {
@@ -96,14 +96,15 @@ FLUX_DEV = ModelSpec(
     arch="flux",
     repo_id="black-forest-labs/FLUX.1-dev",
     pipeline="FluxPipeline",
+    latent_channels=16,
     multiple_of=16,
     defaults=Defaults(width=1024, height=1024, steps=25, guidance_scale=4.0, sampler="flowmatch"),
-    samplers=("flowmatch",),
+    samplers=("flowmatch", "mean_flow"),
     lora=LoraLayout(
-        prefixes=(("transformer", "transformer"),),
+        prefixes=(("transformer", "transformer"), ("lora_te1", "text_encoder")),
         separator=".",
         alpha=False,
-        targets=("transformer_blocks",),
+        targets=("transformer_blocks", "self_attn", "mlp"),
         base_model="flux.1",
     ),
     source="ostris/ai-toolkit@27a03a91 toolkit/stable_diffusion_model.py::StableDiffusion",

@@ -20,13 +20,17 @@ TIMESTEPS = 1000
 
 
 def check_steps(settings: Any) -> None:
-    """Raises InvalidInputError for more steps than the sampler has timesteps."""
+    """Raises InvalidInputError for more steps than the sampler has timesteps, or none to run."""
     from ._schedulers import LCM_STEPS
 
     most = LCM_STEPS if settings.sampler in ("lcm", "custom_lcm") else TIMESTEPS
     if settings.steps > most:
         raise InvalidInputError(
             f"steps={settings.steps}; the sampler {settings.sampler!r} takes at most {most}"
+        )
+    if int(settings.steps * settings.denoise) < 1:
+        raise InvalidInputError(
+            f"denoise={settings.denoise} of {settings.steps} steps leaves none to run; raise either"
         )
 
 
@@ -113,6 +117,7 @@ def _clip_ids(context: Any, name: str, prompt: str) -> Any:
 
 
 def _run(context: Any, pipeline: Any, image_to_image: Any, **embeds: Any) -> Any:
+    from ._quiet import quiet_libraries
     from ._render import frames, step_callback
 
     settings = context.settings
@@ -129,7 +134,8 @@ def _run(context: Any, pipeline: Any, image_to_image: Any, **embeds: Any) -> Any
         return frames(output.images[0])
     vae = context.model.modules["vae"]
     latents = context.latents.to(context.model.device, context.model.dtype)
-    start = image_to_image(**pipeline.components)
+    with quiet_libraries():
+        start = image_to_image(**pipeline.components)
     start.set_progress_bar_config(disable=True)
     output = start(
         **arguments, image=latents * vae.config.scaling_factor, strength=settings.denoise
@@ -192,6 +198,7 @@ SD15 = ModelSpec(
     arch="sd15",
     repo_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
     pipeline="StableDiffusionPipeline",
+    latent_channels=4,
     multiple_of=8,
     defaults=Defaults(width=512, height=512, steps=25, guidance_scale=6.0, sampler="ddpm"),
     samplers=SAMPLERS,

@@ -221,7 +221,11 @@ def run_install(tmp_path: Path, index: Path, installed: list[str]) -> tuple[int,
     done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
     after = [path.name.removesuffix(".dist-info") for path in site.glob("*.dist-info")]
     own = ("pip-", "setuptools-")
-    return done.returncode, done.stdout + done.stderr, [name for name in after if not name.startswith(own)]
+    return (
+        done.returncode,
+        done.stdout + done.stderr,
+        [name for name in after if not name.startswith(own)],
+    )
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rows import GOLDENS, MODELS, TRIGGER, Row, all_rows, job, lora_file
+from rows import GOLDENS, MODELS, PROMPTS, SAMPLE, TRIGGER, Row, all_rows, job, lora_file
 
 from ai_toolkit_inference import Engine, SampleRequest
 from ai_toolkit_inference.core.requests import AdapterRef, Recipe
@@ -162,6 +162,32 @@ def write_loras() -> None:
             target.write_bytes((out / "lora.safetensors").read_bytes())
 
 
+def bf16_arithmetic() -> str:
+    """A fingerprint of this processor's bf16 kernels; equal where they round alike.
+
+    Without AVX-512 and AMX, bf16 goldens are up to 21 levels off (fp32 ones 1), measured.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(1, 32, 64, 96, generator=generator).bfloat16() for _ in range(2))
+    kernel = torch.randn(64, 32, 3, 3, generator=generator).bfloat16()
+    convolved = torch.nn.functional.conv2d(x, kernel, padding=1)
+    results = (
+        x.flatten(0, 2) @ y.flatten(0, 2).T[:, :256],
+        convolved,
+        torch.nn.functional.group_norm(convolved, 8),
+        torch.nn.functional.silu(convolved),
+        torch.nn.functional.gelu(x, approximate="tanh"),
+        torch.nn.functional.layer_norm(x, (96,)),
+        torch.nn.functional.scaled_dot_product_attention(x, y, x),
+    )
+    digest = hashlib.sha256()
+    for result in results:
+        digest.update(result.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 # --- goldens and results ---------------------------------------------------------------------
 
 
@@ -186,7 +212,12 @@ def store_goldens(profile: str, pictures: dict[str, list[bytes]], trainer: Any) 
         for name, png in zip(rows[row_id], files, strict=True):
             (folder / name).write_bytes(png)
     manifest = load_json(MANIFEST)
-    manifest[profile] = {"trainer": trainer, "rows": rows}
+    manifest[profile] = {
+        "trainer": trainer,
+        "bf16_arithmetic": bf16_arithmetic(),
+        "settings": {"sample": SAMPLE, "prompts": PROMPTS, "trigger_word": TRIGGER},
+        "rows": rows,
+    }
     _write_json(MANIFEST, manifest)
     used = {name for entry in manifest.values() for names in entry["rows"].values() for name in names}
     for path in folder.glob("*.png"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness import compare, golden, load_json, render
+from harness import bf16_arithmetic, compare, golden, load_json, render
 from rows import GOLDENS, PROFILES, Row, all_rows
 
 from ai_toolkit_inference import Engine, list_models
@@ -19,9 +19,12 @@ def cpu() -> Engine:
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_pixels_are_the_trainers(cpu: Engine, row: Row, profile: str) -> None:
+    stored = load_json(GOLDENS / "manifest.json")[profile]["bf16_arithmetic"]
+    if row.dtype == "bf16" and bf16_arithmetic() != stored:
+        pytest.skip("this processor's bf16 kernels round otherwise than those of the goldens")
     drawn = render(cpu, row, profile)
     for ours, theirs in zip(drawn, golden(profile, row), strict=True):
-        # other processors have other kernels, so a stored picture may be a level off
+        # kernels of other processors may put a stored fp32 picture a level off
         assert compare(ours, theirs).most <= 1
 
 

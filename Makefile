@@ -1,0 +1,97 @@
+# Every target installs what it needs into .venv* folders, once. POSIX make; see CONTRIBUTING.md.
+.POSIX:
+
+PYTHON = python3
+VENV = .venv
+PY = $(VENV)/bin/python
+INSTALL = -m pip install --quiet --disable-pip-version-check
+ARGS =
+# What has to hold with every supported pair of diffusers and transformers.
+MATRIX = tests -m "not comfy and not browser"
+MATRIX_VENVS = .venv-t4 .venv-t523
+
+help:
+	@echo "make demo         render a workflow in a real ComfyUI with a tiny model (COMFYUI_PATH: your ComfyUI)"
+	@echo "make test         all tests; ARGS are passed to pytest"
+	@echo "make test-matrix  the tests with the other supported versions of diffusers and transformers"
+	@echo "make parity       compare with the trainer's own code (AI_TOOLKIT_PATH, AI_TOOLKIT_PYTHON)"
+	@echo "make bench        time ratios"
+	@echo "make lint         ruff and pyright; make fix formats"
+	@echo "make wheel        build dist/*.whl and try it"
+	@echo "make clean        remove everything that was built or installed"
+
+demo: $(VENV)/.pack
+	$(PY) scripts/demo.py $(ARGS)
+
+test: $(VENV)/.pack
+	$(PY) -m pytest -ra $(ARGS)
+
+test-matrix: .venv-t4/.libraries .venv-t523/.libraries
+	for venv in $(MATRIX_VENVS); do $$venv/bin/python -m pytest -ra $(MATRIX) $(ARGS) || exit 1; done
+
+parity: $(VENV)/.pack
+	$(PY) -m pytest -ra tests/parity $(ARGS)
+	$(PY) scripts/parity_table.py
+
+bench: $(VENV)/.pack
+	$(PY) bench/bench.py $(ARGS)
+
+lint: $(VENV)/.pack $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+fix: $(VENV)/.lint
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+wheel: $(VENV)/.libraries
+	rm -rf build dist .venv-wheel
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	rm -rf build *.egg-info
+	$(LAYER) .venv-wheel
+	.venv-wheel/bin/python $(INSTALL) --no-deps --force-reinstall dist/*.whl
+	.venv-wheel/bin/python scripts/check_wheel.py dist/*.whl
+
+clean:
+	rm -rf .venv .venv-* .cache build dist out *.egg-info .pytest_cache .ruff_cache tests/browser/node_modules
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One pip run for everything, so that no file's requirements undo another's; the CUDA-only wheels after it.
+$(VENV)/.libraries: $(VENV)/bin/python requirements.txt requirements/dev.txt requirements/comfy.txt \
+		requirements/comfy-nodeps.txt scripts/patch_cuda_wheels.py
+	$(PY) $(INSTALL) -r requirements/dev.txt -r requirements/comfy.txt
+	$(PY) $(INSTALL) --no-deps -r requirements/comfy-nodeps.txt
+	$(PY) scripts/patch_cuda_wheels.py
+	touch $@
+
+# The link lets pyright find the pack by its name, which an editable install hides from it.
+$(VENV)/.pack: $(VENV)/.libraries pyproject.toml
+	$(PY) $(INSTALL) --no-deps --editable .
+	mkdir -p $(VENV)/typing
+	ln -sfn ../.. $(VENV)/typing/ai_toolkit_inference
+	touch $@
+
+$(VENV)/.lint: $(VENV)/bin/python requirements/lint.txt
+	$(PY) $(INSTALL) -r requirements/lint.txt
+	touch $@
+
+# A venv that sees everything of $(VENV) behind its own packages: torch is on the disk once.
+LAYER = layer() { \
+	$(PY) -m venv --without-pip $$1 && \
+	site=`$(PY) -c 'import site; print(site.getsitepackages()[0])'` && \
+	own=`$$1/bin/python -c 'import site; print(site.getsitepackages()[0])'` && \
+	echo "import site; site.addsitedir('$$site')" > "$$own/below.pth"; }; layer
+
+.venv-t4/.libraries: $(VENV)/.pack requirements/transformers-4.57.txt
+	$(LAYER) .venv-t4
+	.venv-t4/bin/python $(INSTALL) -r requirements/transformers-4.57.txt
+	touch $@
+
+.venv-t523/.libraries: $(VENV)/.pack requirements/transformers-5.23.txt
+	$(LAYER) .venv-t523
+	.venv-t523/bin/python $(INSTALL) -r requirements/transformers-5.23.txt
+	touch $@

@@ -1,0 +1,211 @@
+"""Ratios measured in one run: what the engine costs beside the least it could.
+
+    python bench/bench.py [--only NAME]
+
+Each ratio is printed with its target; absolute times are not, for they say more of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ai_toolkit_inference import Engine, SampleRequest, get_model
+from ai_toolkit_inference.adapters.apply import AdapterState, Applied
+from ai_toolkit_inference.adapters.bind import bind
+from ai_toolkit_inference.adapters.read import read_adapter
+from ai_toolkit_inference.adapters.tiny import write_tiny_lora
+from ai_toolkit_inference.core.requests import Recipe
+from ai_toolkit_inference.pipelines import _tiny
+
+ROUNDS = 5
+STEPS = 8
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    options = parser.parse_args()
+    rows = {
+        "sampling over bare forwards": bench_sampling,
+        "LoRA switch": bench_switch,
+        "second render": bench_second_render,
+        "import of the pack": bench_import,
+    }
+    for name, bench in rows.items():
+        if options.only in name:
+            for line in bench():
+                sys.stdout.write(f"{name:28} {line}\n")
+                sys.stdout.flush()
+    return 0
+
+
+def bench_sampling() -> Iterator[str]:
+    """The whole denoising, beside the model's own forwards in it; per model, medians."""
+    for model in ("sd15", "sdxl", "flux"):
+        engine = Engine("cpu")
+        recipe = Recipe(model, weights="tiny", dtype="fp32")
+        request = SampleRequest(recipe, prompt="a cat", width=512, height=512, steps=STEPS)
+        modules = engine.model(recipe).modules
+        denoiser = modules.get("unet") or modules["transformer"]
+        ratios = []
+        for _ in range(ROUNDS):
+            with timed_forwards(denoiser) as spent:
+                marks: list[float] = []
+                engine.sample(request, on_step=lambda _, marks=marks: marks.append(time.perf_counter()))
+            # between the first and the last step, where nothing but denoising happens
+            forwards = sum(spent) * (len(marks) - 1) / len(marks)
+            ratios.append((marks[-1] - marks[0]) / forwards)
+        yield f"{statistics.median(ratios):6.3f}   target <= 1.05   {model}"
+
+
+@contextlib.contextmanager
+def timed_forwards(module: Any) -> Iterator[list[float]]:
+    """Seconds of each forward of a module."""
+    spent: list[float] = []
+    started = [0.0]
+    before = module.register_forward_pre_hook(
+        lambda *_: started.__setitem__(0, time.perf_counter())
+    )
+    after = module.register_forward_hook(lambda *_: spent.append(time.perf_counter() - started[0]))
+    try:
+        yield spent
+    finally:
+        before.remove()
+        after.remove()
+
+
+def bench_switch() -> Iterator[str]:
+    """Switching merged LoRA A to B, over one pass that copies the weights it touches."""
+    spec = get_model("flux")
+    transformer = wide_flux().to(torch.bfloat16)
+    modules = {"transformer": transformer, "text_encoder": torch.nn.Module()}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [
+            write_tiny_lora(spec, modules, Path(folder) / f"{seed}.safetensors", seed, rank=16)
+            for seed in (1, 2)
+        ]
+        adapters = [
+            Applied(adapter.digest, bind(adapter, spec, modules), 1.0, live=False)
+            for adapter in map(read_adapter, files)
+        ]
+        state = AdapterState(torch.device("cpu"))
+        for adapter in adapters:
+            state.switch([adapter])
+        touched = [bound.module.weight for bound in adapters[0].layers]
+        spare = [weight.detach().clone() for weight in touched]
+        copy = median(lambda: [new.copy_(old.detach()) for new, old in zip(spare, touched, strict=True)])
+        merged = median(lambda: [state.switch([adapter]) for adapter in adapters]) / 2
+        yield f"{merged / copy:6.2f}   target <= 2.0    merged, bf16, {len(touched)} layers, rank 16"
+        live = [Applied(a.digest, a.layers, 1.0, live=True) for a in adapters]
+        state.clear()
+        hooked = median(lambda: [state.switch([adapter]) for adapter in live]) / 2
+        yield f"{hooked / copy:6.2f}   (live)"
+        state.clear()
+        yield from bench_diffusers(transformer, files, copy, merged)
+
+
+def bench_diffusers(transformer: Any, files: list[Path], copy: float, merged: float) -> Iterator[str]:
+    """The same switch by diffusers, in the same run: hotswap, and unload + load + fuse."""
+    import diffusers
+
+    with contextlib.redirect_stderr(sys.stdout):
+        diffusers.utils.logging.set_verbosity_error()
+        pipeline = diffusers.FluxPipeline(
+            transformer=transformer, scheduler=None, vae=None, text_encoder=None,
+            text_encoder_2=None, tokenizer=None, tokenizer_2=None,
+        )  # fmt: skip
+        names = [str(file) for file in files]
+        pipeline.load_lora_weights(names[0], adapter_name="a")
+        swap = median(
+            lambda: [
+                pipeline.load_lora_weights(name, adapter_name="a", hotswap=True) for name in names
+            ]
+        )
+        pipeline.unload_lora_weights()
+        pipeline.load_lora_weights(names[0])
+        pipeline.fuse_lora()
+        fuse = median(lambda: [refuse(pipeline, name) for name in names])
+    yield f"{swap / 2 / copy:6.2f}   (diffusers hotswap, LoRA kept beside the layers)"
+    yield f"{fuse / 2 / copy:6.2f}   (diffusers unload + load + fuse, which changes the base)"
+    yield f"{merged / (fuse / 2):6.2f}   target <= 1.0    ours over diffusers unload + load + fuse"
+
+
+def refuse(pipeline: Any, name: str) -> None:
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(name)
+    pipeline.fuse_lora()
+
+
+def wide_flux() -> Any:
+    """A FLUX transformer wide enough for copying to cost something: about 60 million weights."""
+    from diffusers import FluxTransformer2DModel
+
+    return _tiny.fill(
+        FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=4,
+            attention_head_dim=64,
+            num_attention_heads=12,
+            joint_attention_dim=64,
+            pooled_projection_dim=64,
+            guidance_embeds=True,
+            axes_dims_rope=(16, 24, 24),
+        ),
+        seed=0,
+    )
+
+
+def bench_second_render() -> Iterator[str]:
+    """A second render with another LoRA multiplier over the first, and how often weights load."""
+    engine = Engine("cpu")
+    recipe = Recipe("sd15", weights="tiny", dtype="fp32")
+    request = SampleRequest(recipe, prompt="a cat", width=64, height=64, steps=1)
+    started = time.perf_counter()
+    engine.sample(request)
+    first = time.perf_counter() - started
+    second = median(lambda: engine.sample(request))
+    yield f"{second / first:6.2f}   weights read {engine.loads} time(s), target 1"
+
+
+def bench_import() -> Iterator[str]:
+    """Importing the pack with its node list, over `import torch`, in fresh interpreters."""
+    nodes = "import ai_toolkit_inference as p; p.NODE_CLASS_MAPPINGS; p.list_models()"
+    pack = statistics.median(import_seconds(nodes) for _ in range(ROUNDS))
+    torch_import = statistics.median(import_seconds("import torch") for _ in range(ROUNDS))
+    yield f"{pack / torch_import:6.3f}   target <= 0.05   ({pack * 1000:.0f} ms, target < 100 ms)"
+
+
+def import_seconds(statement: str) -> float:
+    code = (
+        f"import time; t = time.perf_counter(); exec({statement!r}); print(time.perf_counter() - t)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(run.stdout)
+
+
+def median(work: Callable[[], Any]) -> float:
+    """Seconds of the median of ROUNDS runs, after one that is not counted."""
+    work()
+    seconds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

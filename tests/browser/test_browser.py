@@ -1,0 +1,159 @@
+"""ComfyUI's page in a headless Chromium: workflows opened as users open them, run, and seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+SERVER = [sys.executable, str(ROOT / "scripts" / "comfyui.py")]
+PACK_NAME = "AI-Toolkit.Inference-1.0"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+pytestmark = pytest.mark.browser
+
+CORE_NODES = {
+    "1": {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 64, "height": 48, "batch_size": 2, "color": 3368601},
+    },
+    "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "core"}},
+}
+
+
+def require(what: str, found: str | None) -> str:
+    """What was found; without it the test is skipped, but fails in CI."""
+    if found is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{what} is not installed")
+    return found or ""
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """node, with the packages of package.json beside the script."""
+    npm = require("npm", shutil.which("npm"))
+    if not (HERE / "node_modules" / "playwright-core").is_dir():
+        quiet = ["--no-audit", "--no-fund", "--no-package-lock"]
+        subprocess.run([npm, "install", *quiet], cwd=HERE, check=True, timeout=300)
+    return require("node", shutil.which("node"))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    return require("chromium", os.environ.get("CHROMIUM") or found)
+
+
+@pytest.fixture(scope="session")
+def url(node: str, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    base = tmp_path_factory.mktemp("comfyui")
+    started = subprocess.run(
+        [*SERVER, "--detach", "--offline", "--base", str(base), "--pack-name", PACK_NAME],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    yield json.loads(started.stdout)["url"]
+    subprocess.run([*SERVER, "--stop", str(base)], check=True)
+
+
+@pytest.fixture
+def browse(
+    node: str, chromium: str, url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., dict[str, Any]]:
+    """browse(*arguments of browser_check.mjs) is its report.
+
+    The picture of the page goes to the folder AITK_SCREENSHOTS, if that is set.
+    """
+    folder = Path(os.environ.get("AITK_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    shot = folder / f"{request.node.name.replace('[', '-').rstrip(']')}.png"
+
+    def run(*arguments: str | Path) -> dict[str, Any]:
+        command = [node, "browser_check.mjs", url, "--shot", shot, *arguments]
+        environment = {**os.environ, "CHROMIUM": chromium}
+        done = subprocess.run(
+            command, cwd=HERE, env=environment, stdout=subprocess.PIPE, timeout=400, check=False
+        )
+        assert done.stdout, "the browser did not start; its reason is above"
+        report = json.loads(done.stdout.splitlines()[-1])
+        assert report["failure"] is None, report
+        assert done.returncode == 0 and shot.stat().st_size > 10_000
+        return report
+
+    return run
+
+
+def small_example(name: str, folder: Path, side: int = 64) -> Path:
+    """An API-format example with its pictures made small and its steps few."""
+    workflow = json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text())
+    for node in workflow.values():
+        if node["class_type"] == "LoadAIToolkitModel":
+            node["inputs"]["dtype"] = "fp32"
+        if node["class_type"] == "AIToolkitSample":
+            node["inputs"].update(width=side, height=side, steps=3)
+    target = folder / f"{name}.json"
+    target.write_text(json.dumps(workflow))
+    return target
+
+
+def displayed(report: dict[str, Any], class_type: str) -> dict[str, Any]:
+    return next(node for node in report["displayed"] if node["type"] == class_type)
+
+
+def test_core_nodes(browse: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    workflow = tmp_path / "core.json"
+    workflow.write_text(json.dumps(CORE_NODES))
+    report = browse("--drop", workflow, "--show", "SaveImage")
+    assert displayed(report, "SaveImage")["pictures"] == [[64, 48], [64, 48]]
+
+
+def test_dropped_example_shows_its_picture(
+    browse: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    report = browse("--drop", small_example("sd15_lora", tmp_path), "--show", "SaveImage")
+    assert report["nodes"] == [
+        "LoadAIToolkitModel",
+        "ApplyAIToolkitLoRA",
+        "AIToolkitSample",
+        "SaveImage",
+    ]
+    assert report["links"] == 3 and report["not_in_list"] == []
+    assert report["run"]["counts"]["progress"] >= 3
+    assert displayed(report, "SaveImage")["pictures"] == [[64, 64]]
+
+
+def test_dropped_example_shows_its_clip(
+    browse: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    workflow = small_example("lora_strength_clip", tmp_path)
+    report = browse("--drop", workflow, "--show", "AIToolkitSaveVideo")
+    assert displayed(report, "AIToolkitSaveVideo")["videos"] == 1
+
+
+def test_dropped_picture_brings_its_workflow_back(
+    browse: Callable[..., dict[str, Any]], url: str, tmp_path: Path
+) -> None:
+    from ai_toolkit_inference.cli.comfy_client import run_workflow
+
+    workflow = json.loads(small_example("sd15_lora", tmp_path).read_text())
+    picture = run_workflow(url, workflow, tmp_path, timeout=300).files[0]
+    report = browse("--drop", picture, "--no-run")
+    assert sorted(report["nodes"]) == sorted(node["class_type"] for node in workflow.values())
+
+
+@pytest.mark.parametrize("name", ["sd15_lora", "lora_strength_clip"])
+def test_template_opens(browse: Callable[..., dict[str, Any]], name: str) -> None:
+    report = browse("--template", name, "--source", PACK_NAME, "--no-run")
+    editor = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text())
+    assert report["nodes"] == [node["type"] for node in editor["nodes"]]
+    assert report["links"] == len(editor["links"])
+    assert report["not_in_list"] == [] and report["dialogs"] == []
