@@ -132,6 +132,11 @@ def _checkpoint_errors(spec: ModelSpec, source: Path) -> Iterator[None]:
         yield
     except AitkError:
         raise
+    except NotImplementedError as error:  # torch's, for a parameter that got no value
+        raise CheckpointError(
+            f"{source} lacks tensors of {spec.title}: it is damaged or of a smaller relative; "
+            f"choose a complete checkpoint, as in {spec.repo_id}"
+        ) from error
     except Exception as error:
         raise CheckpointError(f"{source} could not be loaded as {spec.id}: {error}") from error
 

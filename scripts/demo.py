@@ -10,7 +10,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import comfyui
 
@@ -19,16 +18,7 @@ from ai_toolkit_inference.cli.comfy_client import Event, run_workflow
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "example_workflows" / "api"
 OUT = ROOT / "out" / "demo"
-SMALL = {"width": 256, "height": 192, "steps": 8}  # the demo's, for any machine
 PORT = 8188
-
-
-def load_workflow(name: str) -> dict[str, Any]:
-    """An example workflow, made small."""
-    workflow = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
-    for node in workflow.values():
-        node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
-    return workflow
 
 
 def show(event: Event) -> None:
@@ -58,7 +48,8 @@ def main() -> int:
         files = []
         for name in ("sd15_lora", "lora_strength_clip"):
             say(f"{name}\n")
-            files += run_workflow(server.url, load_workflow(name), OUT, show, timeout=600).files
+            workflow = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+            files += run_workflow(server.url, workflow, OUT, show, timeout=600).files
     except comfyui.ComfyUIError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -22,7 +22,8 @@ SWEEP = (0.0, 0.5, 1.0, 1.5)
 NOTE = (
     "Runs as it is, with tiny random weights. For real pictures choose `huggingface` or a folder "
     "as weights and your own file as lora_name, and write your trigger word.\n\n"
-    "0 (and -1 for guidance) means the model's default: the trainer's."
+    "Small and quick, to begin with: set width, height and steps to 0 for the trainer's own "
+    "(-1 for guidance)."
 )
 
 # Editor nodes of each class: inputs that are sockets, inputs that are widgets (in the order the
@@ -162,9 +163,9 @@ def _sample() -> dict[str, Any]:
     return {
         "prompt": PROMPT,
         "negative_prompt": "",
-        "width": 0,
-        "height": 0,
-        "steps": 0,
+        "width": 256,
+        "height": 256,
+        "steps": 8,
         "guidance_scale": -1.0,
         "seed": 42,
         "num_frames": 0,
