@@ -184,9 +184,7 @@ class LiveLayer:
         x = inputs[0].float()
         self._follow(x.device)
         if isinstance(module, torch.nn.Conv2d):
-            hidden = torch.nn.functional.conv2d(
-                x, self.down, None, module.stride, module.padding
-            )
+            hidden = torch.nn.functional.conv2d(x, self.down, None, module.stride, module.padding)
             delta = torch.nn.functional.conv2d(hidden, self.up)
         else:
             delta = torch.nn.functional.linear(torch.nn.functional.linear(x, self.down), self.up)

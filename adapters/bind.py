@@ -1,4 +1,4 @@
-"""An adapter's layers matched to a model's modules: all of them, or an error that says which not."""
+"""An adapter's layers matched to a model's modules: all, or an error that says which not."""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ def bench_sampling() -> Iterator[str]:
         for _ in range(ROUNDS):
             with timed_forwards(denoiser) as spent:
                 marks: list[float] = []
-                engine.sample(request, on_step=lambda _, marks=marks: marks.append(time.perf_counter()))
+                engine.sample(
+                    request, on_step=lambda _, marks=marks: marks.append(time.perf_counter())
+                )
             # between the first and the last step, where nothing but denoising happens
             forwards = sum(spent) * (len(marks) - 1) / len(marks)
             ratios.append((marks[-1] - marks[0]) / forwards)
@@ -102,11 +104,13 @@ def bench_switch() -> Iterator[str]:
         state = AdapterState(torch.device("cpu"))
         for adapter in adapters:
             state.switch([adapter])
-        touched = [bound.module.weight for bound in adapters[0].layers]
+        touched: list[Any] = [bound.module.weight for bound in adapters[0].layers]
         spare = [weight.detach().clone() for weight in touched]
-        copy = median(lambda: [new.copy_(old.detach()) for new, old in zip(spare, touched, strict=True)])
+        copy = median(
+            lambda: [new.copy_(old.detach()) for new, old in zip(spare, touched, strict=True)]
+        )
         merged = median(lambda: [state.switch([adapter]) for adapter in adapters]) / 2
-        yield f"{merged / copy:6.2f}   target <= 2.0    merged, bf16, {len(touched)} layers, rank 16"
+        yield f"{merged / copy:6.2f}   target <= 2.0   merged, bf16, rank 16, {len(touched)} layers"
         live = [Applied(a.digest, a.layers, 1.0, live=True) for a in adapters]
         state.clear()
         hooked = median(lambda: [state.switch([adapter]) for adapter in live]) / 2
@@ -115,16 +119,19 @@ def bench_switch() -> Iterator[str]:
         yield from bench_diffusers(transformer, files, copy, merged)
 
 
-def bench_diffusers(transformer: Any, files: list[Path], copy: float, merged: float) -> Iterator[str]:
+def bench_diffusers(
+    transformer: Any, files: list[Path], copy: float, merged: float
+) -> Iterator[str]:
     """The same switch by diffusers, in the same run: hotswap, and unload + load + fuse."""
     import diffusers
 
     with contextlib.redirect_stderr(sys.stdout):
         diffusers.utils.logging.set_verbosity_error()
-        pipeline = diffusers.FluxPipeline(
-            transformer=transformer, scheduler=None, vae=None, text_encoder=None,
-            text_encoder_2=None, tokenizer=None, tokenizer_2=None,
-        )  # fmt: skip
+        pipeline_class: Any = diffusers.FluxPipeline
+        absent = dict.fromkeys(
+            ("scheduler", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        )
+        pipeline = pipeline_class(transformer=transformer, **absent)
         names = [str(file) for file in files]
         pipeline.load_lora_weights(names[0], adapter_name="a")
         swap = median(

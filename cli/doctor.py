@@ -20,7 +20,9 @@ TESTED = {
 
 def doctor(options: argparse.Namespace) -> dict[str, Any]:
     """Versions, devices, folders and findings. A finding says what is wrong and what to do."""
-    versions = {name: _installed(name) for name in (*TESTED, "accelerate", "safetensors", "ftfy", "av")}
+    versions = {
+        name: _installed(name) for name in (*TESTED, "accelerate", "safetensors", "ftfy", "av")
+    }
     report: dict[str, Any] = {
         "python": sys.version.split()[0],
         "versions": versions,
@@ -78,7 +80,7 @@ def _version_findings(versions: dict[str, str | None]) -> list[str]:
         findings.append("transformers 5.0 computes T5 in other bits; use 4.57 or 5.1 and newer")
     if versions["ftfy"] is None:
         findings.append(
-            "ftfy is not installed; LoRAs of trainer 0.7.19 need it for CLIP prompts: pip install ftfy"
+            "ftfy is not installed; CLIP prompts as of trainer 0.7.19 need it: pip install ftfy"
         )
     if versions["av"] is None:
         findings.append("av (PyAV) is not installed; mp4 and webm need it: pip install av")

@@ -1,1 +1,1 @@
-"""Plain data of the engine: requests, results, specs, versions, errors. No torch, nothing of ours."""
+"""Plain data of the engine: requests, results, specs, versions, errors. No torch."""

@@ -1,4 +1,4 @@
-"""Errors a user can meet: each says what was wrong, what was received, what is allowed, what to do."""
+"""Errors a user can meet: each says what was wrong, what was received, and what to do."""
 
 from __future__ import annotations
 

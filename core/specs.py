@@ -1,4 +1,4 @@
-"""What is known about a model before any weight is loaded: frozen data, one ModelSpec per model id."""
+"""What is known about a model before any weight is loaded: one frozen ModelSpec per id."""
 
 from __future__ import annotations
 

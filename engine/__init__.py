@@ -1,4 +1,4 @@
-"""From a request to pixels: load, keep, switch adapters, seed, render, write. No ComfyUI, no HTTP."""
+"""From a request to pixels: load, keep, switch adapters, seed, render, write."""
 
 from .engine import Engine
 

@@ -79,7 +79,7 @@ def _attributes() -> Iterator[Switch]:
 
 
 def _precisions() -> Iterator[Switch]:
-    backends = torch.backends
+    backends: Any = torch.backends
     yield _matmul_precision, _set_matmul_precision, "highest"
     yield _cudnn_tf32, _set_cudnn_tf32, True
     # torch 2.9 gave the same a second set of names, which also reach oneDNN on a CPU. Restoring

@@ -44,7 +44,8 @@ def find_weights(
         check_index(spec, configs)
         return path, configs
     on_status(f"Fetching the configuration of {spec.repo_id}")
-    return path, _download(spec, patterns=CONFIGS)
+    instead = f"put the repository's configuration and tokenizer files into {configs}"
+    return path, _download(spec, CONFIGS, instead)
 
 
 def check_local(spec: ModelSpec, weights: str) -> Path:
@@ -104,7 +105,9 @@ def tiny_folder(spec: ModelSpec, seed: int = 0) -> Path:
     return folder if folder.is_dir() else write_tiny(spec, folder, seed)
 
 
-def _download(spec: ModelSpec, patterns: list[str] | None = None) -> Path:
+def _download(
+    spec: ModelSpec, patterns: list[str] | None = None, instead: str = "give a local folder"
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -118,5 +121,5 @@ def _download(spec: ModelSpec, patterns: list[str] | None = None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{spec.repo_id} could not be fetched from Hugging Face: {error}. Gated models need "
-            "their licence accepted on the website and a token in HF_TOKEN; or give a local folder"
+            f"their licence accepted on the website and a token in HF_TOKEN; or {instead}"
         ) from error

@@ -97,7 +97,10 @@ class AIToolkitSample:
                     "INT",
                     {"default": 0, "min": 0, "max": 10_000, "tooltip": "Of video models."},
                 ),
-                "fps": ("INT", {"default": 0, "min": 0, "max": 1_000, "tooltip": "Of video models."}),
+                "fps": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 1_000, "tooltip": "Of video models."},
+                ),
                 "trigger_word": (
                     "STRING",
                     {"default": "", "tooltip": "Replaces [trigger] and [name] in the prompt."},

@@ -164,10 +164,11 @@ def _modules(
 def _clip_tokenizers(spec: ModelSpec, folder: Path) -> dict[str, Any]:
     # transformers 4.57 would take the slow CLIP tokenizer, whose cleaning of the text depends on
     # whether ftfy is installed; the fast one reads the same everywhere.
-    from transformers import CLIPTokenizerFast
+    import transformers
 
+    tokenizer_class: Any = transformers.CLIPTokenizerFast  # type: ignore[attr-defined]
     return {
-        name: CLIPTokenizerFast.from_pretrained(str(folder), subfolder=name)
+        name: tokenizer_class.from_pretrained(str(folder), subfolder=name)
         for name in spec.clip_tokenizers
     }
 

@@ -19,15 +19,13 @@ def get_model(model_id: str) -> ModelSpec:
     """The spec of a model id. Raises UnknownModelError, naming all ids."""
     specs = _specs()
     if model_id not in specs:
-        raise UnknownModelError(
-            f"unknown model {model_id!r}; allowed: {', '.join(sorted(specs))}"
-        )
+        raise UnknownModelError(f"unknown model {model_id!r}; allowed: {', '.join(sorted(specs))}")
     return specs[model_id]
 
 
 @cache
 def _specs() -> dict[str, ModelSpec]:
-    package = importlib.import_module(__package__)
+    package = importlib.import_module(__package__ or "")
     specs: dict[str, ModelSpec] = {}
     for module in pkgutil.iter_modules(package.__path__):
         if module.name.startswith("_"):

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import CheckpointError
 from ..core.specs import ModelSpec
 
-UNET = r"model\.diffusion_model\."
-CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
+UNET = "model.diffusion_model.input_blocks.0.0.weight"
 VAE = r"(first_stage_model|vae)\.decoder\."
 CLIP = r"cond_stage_model\.transformer\.text_model\."
 SDXL_CLIP = r"conditioner\.embedders\.0\.transformer\.text_model\."
-SDXL_OPENCLIP = r"conditioner\.embedders\.1\.model\."
 # model id -> what the file must hold, by how its tensors' names start
 PARTS = {
     "sd15": {"UNet": UNET, "VAE": VAE, "text encoder": CLIP},
@@ -23,66 +20,75 @@ PARTS = {
         "UNet": UNET,
         "VAE": VAE,
         "first text encoder": SDXL_CLIP,
-        "second text encoder": SDXL_OPENCLIP,
+        "second text encoder": r"conditioner\.embedders\.1\.model\.",
     },
 }
-KINDS = {  # what a file of another kind is: the first of these names that is found
+KINDS = {  # what a file of another kind is: the first of these starts that is found
     r".*(lora_|lokr_|hada_)": "a LoRA; choose it as the LoRA",
     SDXL_CLIP: "an SDXL checkpoint",
     CLIP: "a Stable Diffusion 1 checkpoint",
     r"conditioner\.embedders\.0\.model\.": "an SDXL refiner",
     r"cond_stage_model\.model\.": "a Stable Diffusion 2 checkpoint",
-    r"(.*\.)?(input_blocks|down_blocks|double_blocks|joint_blocks)\.": "a UNet or transformer alone",
+    r"(model\.diffusion_model|input_blocks|(down|double|joint)_blocks)\.": "a UNet or "
+    "transformer alone",
     r"((first_stage_model|vae)\.)?decoder\.": "a VAE",
 }
-# Names that mark an SDXL trained to predict something else than noise. diffusers reads such a
-# file as any SDXL (v-prediction) or with another VAE scale (Playground), and it draws no picture.
-OTHER_PREDICTION = {"v_pred", "edm_vpred.sigma_max", "edm_mean"}
+# Tensors that mark an SDXL trained to predict something else than noise: no picture comes of it.
+# diffusers reads v-prediction files as any SDXL, and gives Playground's another VAE scale.
+OTHER_PREDICTION = ("v_pred", "edm_vpred.sigma_max", "edm_mean")
 DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32"}
+
+Header = dict[str, tuple[str, list[int]]]  # tensor -> dtype, shape
 
 
 def check_single_file(spec: ModelSpec, path: Path) -> None:
     """Raises CheckpointError unless the file holds the whole model, as it was released."""
-    header = _header(path)
-    missing = [part for part, start in PARTS[spec.id].items() if not _has(header, start)]
+    header = _read_header(path)
+    parts = PARTS[spec.id]
+    missing = [part for part, start in parts.items() if not _has(header, start)]
     if missing:
-        kind = next((kind for start, kind in KINDS.items() if _has(header, start)), "something else")
+        kind = next((kind for start, kind in KINDS.items() if _has(header, start)), "no checkpoint")
         raise CheckpointError(
-            f"{path} is {kind}; weights of {spec.id} are one file of {spec.title} with UNet, VAE "
-            f"and text encoders as it was released, and this one has no {' and no '.join(missing)}"
+            f"{path} is {kind}. {spec.id} needs {spec.title} in one file, as it was released: "
+            f"{', '.join(parts)}; this one lacks {', '.join(missing)}"
         )
-    channels = header.get(CONV_IN, {}).get("shape", [0, 4])[1]
+    _check_variant(spec, path, header)
+    if found := {dtype for dtype, _ in header.values()} - DTYPES:
+        raise CheckpointError(
+            f"{path} is quantized ({', '.join(sorted(found))}); choose the file with weights in "
+            "fp32, fp16 or bf16"
+        )
+
+
+def _check_variant(spec: ModelSpec, path: Path, header: Header) -> None:
+    channels = header[UNET][1][1]
     if channels != 4:
         raise CheckpointError(
             f"{path} is for inpainting or editing: its UNet takes {channels} channels, {spec.id} "
             "takes 4; choose a text-to-image checkpoint"
         )
-    if found := OTHER_PREDICTION & header.keys():
-        raise CheckpointError(
-            f"{path} does not predict noise (its {found.pop()!r} says so) as {spec.id} does; "
-            "choose a checkpoint without v-prediction or EDM"
-        )
-    if found := {entry["dtype"] for entry in header.values()} - DTYPES:
-        raise CheckpointError(
-            f"{path} is quantized ({', '.join(sorted(found))}); the trainer's pictures need the "
-            "weights in fp32, fp16 or bf16"
-        )
+    for name in OTHER_PREDICTION:
+        if name in header:
+            raise CheckpointError(
+                f"{path} does not predict noise as {spec.id} does (it holds {name!r}); choose a "
+                "checkpoint without v-prediction or EDM"
+            )
 
 
-def _has(header: dict[str, Any], start: str) -> bool:
+def _has(header: Header, start: str) -> bool:
     return any(re.match(start, name) for name in header)
 
 
-def _header(path: Path) -> dict[str, Any]:
-    # name -> {"dtype", "shape", "data_offsets"}
+def _read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         content = file.read(length) if length < size else b""
     try:
-        header = json.loads(content)
-        header.pop("__metadata__", None)
-        end = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+        entries = json.loads(content)
+        entries.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        header = {name: (entry["dtype"], entry["shape"]) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a .safetensors file; download it again") from error
     if end != size:

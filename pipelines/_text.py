@@ -29,9 +29,7 @@ def clean_clip_prompt(prompt: str, profile: Profile) -> str:
     return ftfy.fix_text(prompt)
 
 
-def token_ids(
-    tokenizer: Any, prompt: str, max_length: int, device: torch.device
-) -> torch.Tensor:
+def token_ids(tokenizer: Any, prompt: str, max_length: int, device: torch.device) -> torch.Tensor:
     """Token ids, padded and cut to max_length. Returns (1, max_length), int64, on the device.
 
     Upstream: ostris/ai-toolkit@27a03a91 toolkit/train_tools.py::text_tokenize

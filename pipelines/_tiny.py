@@ -20,10 +20,11 @@ import torch
 from ..core.errors import InvalidInputError, OutputError
 from ..core.specs import ModelSpec
 
-WORDS = (
-    "a photo of cat dog woman red blue green the on with hat beach in portrait chair garden sks "
-    "house mountain lake light blurry low quality film painting"
-).split()
+WORDS = [
+    "a", "photo", "of", "cat", "dog", "woman", "red", "blue", "green", "the", "on", "with", "hat",
+    "beach", "in", "portrait", "chair", "garden", "sks", "house", "mountain", "lake", "light",
+    "blurry", "low", "quality", "film", "painting",
+]  # fmt: skip
 SD_BETAS = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -139,20 +140,20 @@ def t5_encoder(seed: int) -> torch.nn.Module:
     """A two-layer T5 v1.1 encoder, 32 wide."""
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(
-        vocab_size=len(t5_vocabulary()) + 8,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
-    return fill(T5EncoderModel(config), seed)
+    config: dict[str, Any] = {
+        "vocab_size": len(t5_vocabulary()) + 8,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+    return fill(T5EncoderModel(T5Config(**config)), seed)
 
 
 def autoencoder_kl(
@@ -162,23 +163,21 @@ def autoencoder_kl(
     from diffusers import AutoencoderKL
 
     plain = shift_factor is None
-    return fill(
-        AutoencoderKL(
-            block_out_channels=(16,) * 4,
-            layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=latent_channels,
-            norm_num_groups=4,
-            sample_size=64,
-            scaling_factor=scaling_factor,
-            shift_factor=shift_factor,
-            use_quant_conv=plain,
-            use_post_quant_conv=plain,
-            force_upcast=scaling_factor == 0.13025,
-        ),
-        seed,
-    )
+    config: dict[str, Any] = {
+        "block_out_channels": (16,) * 4,
+        "layers_per_block": 1,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": latent_channels,
+        "norm_num_groups": 4,
+        "sample_size": 64,
+        "scaling_factor": scaling_factor,
+        "shift_factor": shift_factor,
+        "use_quant_conv": plain,
+        "use_post_quant_conv": plain,
+        "force_upcast": scaling_factor == 0.13025,
+    }
+    return fill(AutoencoderKL(**config), seed)
 
 
 def unet(seed: int, **config: Any) -> torch.nn.Module:

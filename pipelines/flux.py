@@ -32,13 +32,16 @@ def render_flux(context: Any) -> Any:
             "num_inference_steps": settings.steps,
             "guidance_scale": settings.guidance_scale,
             "generator": context.generator,
-            "callback_on_step_end": step_callback(context, lambda x: _unpack(pipeline, x, settings)),
+            "callback_on_step_end": step_callback(
+                context, lambda x: _unpack(pipeline, x, settings)
+            ),
         }
         if settings.denoise < 1:
             arguments |= {"image": _start(context), "strength": settings.denoise}
             pipeline = diffusers.FluxImg2ImgPipeline(**pipeline.components)
         pipeline.set_progress_bar_config(disable=True)
-        return frames(pipeline(**arguments).images[0])
+        output: Any = pipeline(**arguments)
+        return frames(output.images[0])
 
 
 def _encode(context: Any) -> tuple[Any, Any]:

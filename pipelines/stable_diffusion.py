@@ -42,7 +42,8 @@ def render_sd15(context: Any) -> Any:
     from ._text import clip_hidden
 
     settings, model = context.settings, context.model
-    pipeline = diffusers.StableDiffusionPipeline(
+    pipeline_class: Any = diffusers.StableDiffusionPipeline
+    pipeline = pipeline_class(
         **model.parts(),
         scheduler=stable_diffusion_scheduler(settings.sampler, steps_offset=1),
         safety_checker=None,

@@ -1,6 +1,6 @@
 """Writes the generated parts of the README: the table of models and the table of exactness.
 
-    python scripts/docs.py [--check]
+python scripts/docs.py [--check]
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def editor_format(graph: Mapping[str, Any]) -> dict[str, Any]:
         for slot, (socket, kind) in enumerate(sockets.items()):
             source = node["inputs"].get(socket)
             if source is not None:
-                links.append([len(links) + 1, numbers[source[0]], source[1], numbers[name], slot, kind])
+                links.append(
+                    [len(links) + 1, numbers[source[0]], source[1], numbers[name], slot, kind]
+                )
             inputs.append({"name": socket, "type": kind, "link": len(links) if source else None})
         nodes.append(
             {

@@ -70,11 +70,12 @@ def render(lora: Path | None = None, multiplier: float = 1.0, **changes: Any) ->
     """What the engine renders, in this process, for the same inputs as `graph`."""
     adapters = (AdapterRef(str(lora), multiplier),) if lora else ()
     sample = graph()["3"]["inputs"]
+    inputs: dict[str, Any] = SMALL | {"seed": 42} | changes
     request = SampleRequest(
         recipe=Recipe("sd15", weights="tiny", adapters=adapters),
         prompt=sample["prompt"],
         trigger_word=sample["trigger_word"],
-        **(SMALL | {"seed": 42} | changes),
+        **inputs,
     )
     return Engine("cpu").sample(request).frames[0]
 

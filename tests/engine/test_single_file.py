@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
+from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING, fetch_diffusers_config
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -104,8 +103,10 @@ def _unet_name(name: str, attention: set[str]) -> str:
     if kind == "upsamplers":
         return f"output_blocks.{LAYERS * int(number) + 2}.{2 if block in attention else 1}.{rest}"
     index = LAYERS * int(number) + int(layer)
-    return f"input_blocks.{index + 1}.{part}.{rest}" if side == "down" else (
-        f"output_blocks.{index}.{part}.{rest}"
+    return (
+        f"input_blocks.{index + 1}.{part}.{rest}"
+        if side == "down"
+        else (f"output_blocks.{index}.{part}.{rest}")
     )
 
 
@@ -241,3 +242,201 @@ def test_the_file_renders_as_the_folder(
     for picture, variant in zip(pictures, variants, strict=True):
         assert np.array_equal(picture, draw(engine, replace(file, **variant))), variant
     assert not np.array_equal(pictures[0], pictures[1])
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_every_tensor_is_that_of_the_folder(
+    engine: Engine, checkpoint: Checkpoint, stored: torch.dtype, tmp_path: Path
+) -> None:
+    tensors = {name: _cast(tensor, stored) for name, tensor in load_file(checkpoint.file).items()}
+    file = write_file(tmp_path, checkpoint, tensors)
+    expected = engine.model(checkpoint.recipe(checkpoint.folder)).modules
+    found = engine.model(checkpoint.recipe(file)).modules
+    assert found.keys() == expected.keys()
+    for part, module in found.items():
+        values = module.state_dict()
+        assert values.keys() == expected[part].state_dict().keys()
+        for name, tensor in expected[part].state_dict().items():
+            assert torch.equal(values[name], _cast(tensor, stored).float()), (part, name)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def write_file(folder: Path, checkpoint: Checkpoint, tensors: Tensors) -> Path:
+    """A single file with the checkpoint's configurations beside it."""
+    file = folder / "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    if not file.with_suffix("").exists():
+        file.with_suffix("").symlink_to(checkpoint.configs, target_is_directory=True)
+    return file
+
+
+# --- configurations --------------------------------------------------------------------------
+
+
+def fill_hub_cache(checkpoint: Checkpoint, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache as a download of the configurations leaves it; then the network goes away."""
+    repository = hub / f"models--{checkpoint.spec.repo_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return shutil.copytree(checkpoint.configs, repository / "snapshots" / ("0" * 40))
+
+
+def test_a_lone_file_takes_the_configurations_of_its_repository(
+    engine: Engine, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = fill_hub_cache(checkpoint, tmp_path / "hub", monkeypatch)
+    (tmp_path / "lone").mkdir()  # a folder of models, not of configurations
+    lone = Path(shutil.copy(checkpoint.file, tmp_path / "lone.safetensors"))
+    said: list[str] = []
+    assert find_weights(checkpoint.spec, str(lone), said.append) == (lone, cached)
+    assert said == [f"Fetching the configuration of {checkpoint.spec.repo_id}"]
+    picture = draw(engine, checkpoint.recipe(checkpoint.folder))
+    assert np.array_equal(picture, draw(engine, checkpoint.recipe(lone)))
+
+
+def test_a_lone_file_without_network_is_told_what_to_do(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    lone = Path(shutil.copy(checkpoint.file, tmp_path / "lone.safetensors"))
+    with pytest.raises(CheckpointError, match=r"put .* configuration .* into .*lone$"):
+        find_weights(checkpoint.spec, str(lone), print)
+
+
+def test_configurations_of_another_model_are_refused(
+    checkpoint: Checkpoint, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    (other,) = (checkpoints[model] for model in IDS if model != checkpoint.spec.id)
+    file = write_file(tmp_path, other, load_file(checkpoint.file))
+    with pytest.raises(CheckpointError, match=f"is a {other.spec.pipeline} checkpoint"):
+        find_weights(checkpoint.spec, str(file), print)
+
+
+# --- files that are refused, by their header ---------------------------------------------------
+
+UNET_KEY = "model.diffusion_model."
+FIRST = UNET_KEY + "input_blocks.0.0.weight"
+
+
+def only(*starts: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {
+        name: tensor for name, tensor in tensors.items() if name.startswith(starts)
+    }
+
+
+def without(*starts: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {
+        name: tensor for name, tensor in tensors.items() if not name.startswith(starts)
+    }
+
+
+def fp8(tensors: Tensors) -> Tensors:
+    return {
+        name: tensor.to(torch.float8_e4m3fn) if name.startswith(UNET_KEY) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def refiner(tensors: Tensors) -> Tensors:
+    kept = only(UNET_KEY, "first_stage_model.")(tensors)
+    return kept | {"conditioner.embedders.0.model.text_projection": torch.ones(2, 2)}
+
+
+REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "LoRA": (
+        lambda _: {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(2, 2)},
+        "is a LoRA; choose it as the LoRA",
+    ),
+    "UNet": (only(UNET_KEY), "is a UNet or transformer alone.*lacks VAE, .*text encoder"),
+    "diffusers UNet": (
+        lambda _: {"down_blocks.0.resnets.0.conv1.weight": torch.ones(2, 2)},
+        "is a UNet or transformer alone.*lacks UNet",
+    ),
+    "FLUX": (
+        lambda _: {UNET_KEY + "double_blocks.0.img_attn.proj.weight": torch.ones(2, 2)},
+        "is a UNet or transformer alone",
+    ),
+    "VAE": (only("first_stage_model."), "is a VAE"),
+    "no VAE": (without("first_stage_model."), "checkpoint.*lacks VAE$"),
+    "no text encoder": (without("cond_stage_model.", "conditioner."), "lacks .*text encoder"),
+    "SD 2": (
+        lambda tensors: only(UNET_KEY, "first_stage_model.")(tensors)
+        | {"cond_stage_model.model.ln_final.weight": torch.ones(2)},
+        "is a Stable Diffusion 2 checkpoint",
+    ),
+    "refiner": (refiner, "is an SDXL refiner"),
+    "inpainting": (
+        lambda tensors: tensors | {FIRST: torch.ones(16, 9, 3, 3)},
+        "takes 9 channels",
+    ),
+    "v-prediction": (lambda tensors: tensors | {"v_pred": torch.ones(0)}, "holds 'v_pred'"),
+    "Playground": (lambda tensors: tensors | {"edm_mean": torch.ones(4)}, "holds 'edm_mean'"),
+    "fp8": (fp8, "is quantized \\(F8_E4M3\\)"),
+    "int8": (
+        lambda tensors: tensors | {FIRST: torch.ones(16, 4, 3, 3, dtype=torch.int8)},
+        "is quantized \\(I8\\)",
+    ),
+    "empty": (lambda _: {}, "is no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_files_are_refused(checkpoint: Checkpoint, case: str, tmp_path: Path) -> None:
+    change, message = REFUSED[case]
+    file = write_file(tmp_path, checkpoint, change(load_file(checkpoint.file)))
+    with pytest.raises(CheckpointError, match=message):
+        check_local(checkpoint.spec, str(file))
+
+
+def test_the_other_model_is_refused(checkpoints: dict[str, Checkpoint]) -> None:
+    sd15, sdxl = (checkpoints[model] for model in IDS)
+    with pytest.raises(CheckpointError, match=r"is an SDXL checkpoint\. sd15 "):
+        check_local(sd15.spec, str(sdxl.file))
+    with pytest.raises(CheckpointError, match=r"is a Stable Diffusion 1 checkpoint\. sdxl "):
+        check_local(sdxl.spec, str(sd15.file))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(checkpoint: Checkpoint, kept: int, tmp_path: Path) -> None:
+    file = tmp_path / "part.safetensors"
+    file.write_bytes(checkpoint.file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="is not"):
+        check_local(checkpoint.spec, str(file))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"PK\x03\x04" + b"\0" * 99, b"<!DOCTYPE html><html></html>", b"version https://git-lfs"]
+    + [len(text).to_bytes(8, "little") + text for text in (b"[]", b'{"a": 1}', b'"no"', b"{")],
+)
+def test_other_content_is_refused(checkpoint: Checkpoint, content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not a .safetensors file"):
+        check_local(checkpoint.spec, str(file))
+
+
+@pytest.mark.parametrize(
+    ("lost", "part"),
+    [("model.diffusion_model.out.2.bias", "lacks"), ("first_stage_model.encoder", "lacks")]
+    + [("text_model.final_layer_norm.bias", "text_encoder lacks 1 tensors")],
+)
+def test_a_missing_tensor_is_never_made_up(
+    engine: Engine, checkpoint: Checkpoint, lost: str, part: str, tmp_path: Path
+) -> None:
+    tensors = {k: v for k, v in load_file(checkpoint.file).items() if lost not in k}
+    file = write_file(tmp_path, checkpoint, tensors)
+    with pytest.raises(CheckpointError, match=part):
+        engine.model(checkpoint.recipe(file))
+
+
+def test_diffusers_knows_the_files_as_the_models_repository(checkpoint: Checkpoint) -> None:
+    # the trainer takes the configurations of the repository that diffusers infers
+    inferred = fetch_diffusers_config(load_file(checkpoint.file))
+    assert inferred == {"pretrained_model_name_or_path": checkpoint.spec.repo_id}

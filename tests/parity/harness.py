@@ -219,7 +219,9 @@ def store_goldens(profile: str, pictures: dict[str, list[bytes]], trainer: Any) 
         "rows": rows,
     }
     _write_json(MANIFEST, manifest)
-    used = {name for entry in manifest.values() for names in entry["rows"].values() for name in names}
+    used = {
+        name for entry in manifest.values() for names in entry["rows"].values() for name in names
+    }
     for path in folder.glob("*.png"):
         if path.name not in used:
             path.unlink()
@@ -265,7 +267,9 @@ def run_comparison(store: bool, device: str, pattern: str) -> int:
         for row in rows
     }
     for row_id, offs in differences.items():
-        verdict = ["exact" if off.same_file else f"most {off.most} mean {off.mean:.3f}" for off in offs]
+        verdict = [
+            "exact" if off.same_file else f"most {off.most} mean {off.mean:.3f}" for off in offs
+        ]
         sys.stdout.write(f"{row_id:34} {profile:8} {', '.join(verdict)}\n")
     if store:
         if device == "cpu":
