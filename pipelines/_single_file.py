@@ -24,7 +24,7 @@ PARTS = {
     },
 }
 KINDS = {  # what a file of another kind is: the first of these starts that is found
-    r".*(lora_|lokr_|hada_)": "a LoRA; choose it as the LoRA",
+    r".*(lora|lokr|hada)[_.]": "a LoRA; choose it as the LoRA",
     SDXL_CLIP: "an SDXL checkpoint",
     CLIP: "a Stable Diffusion 1 checkpoint",
     r"conditioner\.embedders\.0\.model\.": "an SDXL refiner",
