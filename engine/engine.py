@@ -155,6 +155,8 @@ class Engine:
             return self._files[key]
 
     def _load(self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]) -> _Base:
+        if self._base is not None and self.holds(recipe):
+            return self._base
         source, configs = find_weights(spec, recipe.weights, on_status)
         key = (spec.id, str(source), recipe.dtype)
         if self._base is None or self._base.key != key:

@@ -1,4 +1,4 @@
-"""Whether a single file is a checkpoint of a model, told from its header before anything is loaded."""
+"""Whether a single file is a checkpoint of a model, told from its header, before it is loaded."""
 
 from __future__ import annotations
 

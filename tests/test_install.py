@@ -59,6 +59,8 @@ def trainer(tmp_path, monkeypatch):
     git(tmp_path, "clone", "--quiet", "--bare", str(work), str(bare))
     monkeypatch.setattr(install, "TRAINER_COMMIT", pinned)
     monkeypatch.setattr(install, "VENDOR", tmp_path / "pack" / "vendor" / "ai-toolkit")
+    # main() must not install anything into the environment of the tests.
+    monkeypatch.setattr(install, "install_diffusers", lambda dry_run: None)
     monkeypatch.setenv("AI_TOOLKIT_REPO", str(bare))
     monkeypatch.delenv("AI_TOOLKIT_PATH", raising=False)
     return bare

@@ -57,7 +57,7 @@ def test_numbers_have_to_be_finite(name, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", None, 10**400])
 def test_multipliers_have_to_be_finite(value):
-    with pytest.raises(InvalidInputError, match="^multiplier=.*finite number"):
+    with pytest.raises(InvalidInputError, match=r"^multiplier=.*finite number"):
         AdapterRef("a.safetensors", value)
 
 
