@@ -31,7 +31,7 @@ test-matrix: .venv-t4/.libraries .venv-t523/.libraries
 
 parity: $(VENV)/.pack
 	$(PY) -m pytest -ra tests/parity $(ARGS)
-	$(PY) scripts/parity_table.py
+	$(PY) tests/parity/harness.py table
 
 bench: $(VENV)/.pack
 	$(PY) bench/bench.py $(ARGS)

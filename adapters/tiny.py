@@ -41,7 +41,7 @@ def write_tiny_lora(
             continue
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), seed))
         down = torch.randn(rank, *weight.shape[1:], generator=generator)
         up = torch.randn(weight.shape[0], rank, *(1,) * (weight.dim() - 2), generator=generator)
         endings = ("lora_down", "lora_up") if spec.lora.alpha else ("lora_A", "lora_B")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -23,14 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         report = _command(options.command)(options)
+        if options.json:
+            sys.stdout.write(json.dumps(report) + "\n")
+        sys.stdout.flush()
     except AitkError as error:
         sys.stderr.write(f"aitk: {' '.join(str(error).split())}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("aitk: interrupted\n")
         return 1
-    if options.json:
-        sys.stdout.write(json.dumps(report) + "\n")
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

@@ -61,7 +61,8 @@ def load_model(
     Raises CheckpointError if anything is missing or of another model.
     """
     _check_tokenizer_files(spec, configs or source)
-    with quiet_libraries(), _checkpoint_errors(spec, source):
+    keep_rng = torch.random.fork_rng(devices=[])  # building a module may draw numbers
+    with quiet_libraries(), keep_rng, _checkpoint_errors(spec, source):
         pipeline = _read(spec, source, configs, DTYPES[dtype])
         modules = _modules(spec, pipeline, source, whole=configs is None, dtype=DTYPES[dtype])
         tokenizers = {

@@ -5,8 +5,10 @@ Upstream: ostris/ai-toolkit@27a03a91 toolkit/sampler.py::get_sampler
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+from ..core.errors import MissingDependencyError
 from ._quiet import quiet_libraries
 
 LCM_STEPS = 50  # steps an LCM was distilled for; it cannot take more
@@ -72,6 +74,8 @@ def stable_diffusion_scheduler(sampler: str, steps_offset: int) -> Any:
     if sampler == "custom_lcm":
         scheduler_class, extra = _custom_lcm_scheduler_class(), {}
     else:
+        if "lms" in sampler and find_spec("scipy") is None:
+            raise MissingDependencyError(f"the sampler {sampler!r} needs scipy: pip install scipy")
         name, extra = STOCK[sampler]
         scheduler_class = getattr(diffusers, name)
     with quiet_libraries():

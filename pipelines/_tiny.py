@@ -70,7 +70,9 @@ def _write(spec: ModelSpec, folder: Path, seed: int) -> None:
         target = Path(temporary) / "checkpoint"
         target.mkdir()
         index: dict[str, Any] = {"_class_name": spec.pipeline, "_diffusers_version": "0.39.0"}
-        for name, part in spec.build_tiny(seed).items():
+        with torch.random.fork_rng(devices=[]):  # building a module draws numbers
+            parts = spec.build_tiny(seed)
+        for name, part in parts.items():
             index[name] = _write_part(part, target / name)
         if spec.pipeline == "StableDiffusionPipeline":
             index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
@@ -87,7 +89,8 @@ def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             name = canonical_name(name)
-            generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+            # only the lower 32 bits of a seed count on a CPU
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), seed))
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(_scaled(name, noise))
     return module.eval().requires_grad_(False)

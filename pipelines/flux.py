@@ -76,11 +76,11 @@ def build_tiny_flux(seed: int, guidance: bool = True, double: int = 2, single: i
     return {
         "tokenizer": _tiny.clip_tokenizer_files(),
         "tokenizer_2": _tiny.t5_tokenizer_files(),
-        "text_encoder": _tiny.clip_text_model(seed + 2),
-        "text_encoder_2": _tiny.t5_encoder(seed + 3),
+        "text_encoder": _tiny.clip_text_model(seed),
+        "text_encoder_2": _tiny.t5_encoder(seed),
         "transformer": _tiny.flux_transformer(seed, guidance, double, single),
         "vae": _tiny.autoencoder_kl(
-            seed + 1, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159
+            seed, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159
         ),
         "scheduler": _tiny.scheduler(
             "FlowMatchEulerDiscreteScheduler",

@@ -151,7 +151,7 @@ def build_tiny_sd15(seed: int) -> dict[str, Any]:
     tokenizer = _tiny.clip_tokenizer_files()
     return {
         "tokenizer": tokenizer,
-        "text_encoder": _tiny.clip_text_model(seed + 2),
+        "text_encoder": _tiny.clip_text_model(seed),
         "unet": _tiny.unet(
             seed,
             block_out_channels=(16, 32, 32, 32),
@@ -160,7 +160,7 @@ def build_tiny_sd15(seed: int) -> dict[str, Any]:
             cross_attention_dim=32,
             attention_head_dim=4,
         ),
-        "vae": _tiny.autoencoder_kl(seed + 1, latent_channels=4, scaling_factor=0.18215),
+        "vae": _tiny.autoencoder_kl(seed, latent_channels=4, scaling_factor=0.18215),
         "scheduler": _tiny.scheduler("PNDMScheduler", skip_prk_steps=True, **_tiny.SD_BETAS),
     }
 
@@ -172,8 +172,8 @@ def build_tiny_sdxl(seed: int) -> dict[str, Any]:
     return {
         "tokenizer": _tiny.clip_tokenizer_files(),
         "tokenizer_2": _tiny.clip_tokenizer_files(pad="!"),
-        "text_encoder": _tiny.clip_text_model(seed + 2),
-        "text_encoder_2": _tiny.clip_text_model(seed + 3, projection=32),
+        "text_encoder": _tiny.clip_text_model(seed),
+        "text_encoder_2": _tiny.clip_text_model(seed, projection=32),
         "unet": _tiny.unet(
             seed,
             block_out_channels=(16, 32, 32),
@@ -187,7 +187,7 @@ def build_tiny_sdxl(seed: int) -> dict[str, Any]:
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=32 + 6 * 8,
         ),
-        "vae": _tiny.autoencoder_kl(seed + 1, latent_channels=4, scaling_factor=0.13025),
+        "vae": _tiny.autoencoder_kl(seed, latent_channels=4, scaling_factor=0.13025),
         "scheduler": _tiny.scheduler("EulerDiscreteScheduler", **_tiny.SD_BETAS),
     }
 
