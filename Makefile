@@ -33,7 +33,7 @@ parity: $(VENV)/.pack
 	$(PY) -m pytest -ra tests/parity $(ARGS)
 	$(PY) tests/parity/harness.py table
 
-bench: $(VENV)/.pack
+bench: $(VENV)/.pack $(VENV)/.bench
 	$(PY) bench/bench.py $(ARGS)
 
 lint: $(VENV)/.pack $(VENV)/.lint
@@ -73,6 +73,10 @@ $(VENV)/.pack: $(VENV)/.libraries pyproject.toml
 	$(PY) $(INSTALL) --no-deps --editable .
 	mkdir -p $(VENV)/typing
 	ln -sfn ../.. $(VENV)/typing/ai_toolkit_inference
+	touch $@
+
+$(VENV)/.bench: $(VENV)/bin/python requirements/bench.txt
+	$(PY) $(INSTALL) -r requirements/bench.txt
 	touch $@
 
 $(VENV)/.lint: $(VENV)/bin/python requirements/lint.txt

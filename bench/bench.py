@@ -36,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="rows whose name contains this")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # a second core that is busy elsewhere would decide the ratios
     rows = {
         "sampling over bare forwards": bench_sampling,
         "LoRA switch": bench_switch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from ..core.results import SampleResult
 from ..core.specs import ModelSpec
 from ..core.versions import Profile, get_profile, profile_for_adapters
 from ..pipelines._loading import LoadedModel, load_model
+from ..pipelines._process import ONE_AT_A_TIME
 from ..pipelines._registry import get_model
 from ..pipelines._render import RenderContext, Step, fit_projection
 from .numerics import trainer_numerics
@@ -62,12 +62,12 @@ class _Base:
 class Engine:
     """Renders sample requests; keeps the last model, and switches adapters on it.
 
-    Safe to call from several threads: one render runs at a time.
+    Safe to call from several threads: one render runs at a time in a process.
     """
 
     def __init__(self, device: str | torch.device | None = None) -> None:
         self.device = torch.device(device) if device else default_device()
-        self._lock = threading.RLock()
+        self._lock = ONE_AT_A_TIME
         self._base: _Base | None = None
         self._files: OrderedDict[tuple[str, str, int, int], Adapter] = OrderedDict()
         self.loads = 0  # how often weights were read, for tests and metrics

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
-# The generators and switches belong to the process, so one render runs at a time in all of it.
-_RENDERING = threading.RLock()
-
+from ..pipelines._process import ONE_AT_A_TIME
 
 @contextmanager
 def trainer_numerics(seed: int) -> Iterator[torch.Generator]:
@@ -21,7 +18,7 @@ def trainer_numerics(seed: int) -> Iterator[torch.Generator]:
     Upstream: ostris/ai-toolkit@27a03a91 toolkit/stable_diffusion_model.py::generate_images
     """
     with ExitStack() as stack:
-        stack.enter_context(_RENDERING)
+        stack.enter_context(ONE_AT_A_TIME)
         # ComfyUI runs nodes in inference mode, where weights could not be changed later.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())

@@ -16,6 +16,7 @@ import torch
 
 from ..core.errors import AitkError, CheckpointError, MissingDependencyError
 from ..core.specs import ModelSpec
+from ._process import ONE_AT_A_TIME
 from ._quiet import quiet_libraries
 from ._text import pin_t5_attention
 
@@ -62,7 +63,7 @@ def load_model(
     """
     _check_tokenizer_files(spec, configs or source)
     keep_rng = torch.random.fork_rng(devices=[])  # building a module may draw numbers
-    with quiet_libraries(), keep_rng, _checkpoint_errors(spec, source):
+    with ONE_AT_A_TIME, quiet_libraries(), keep_rng, _checkpoint_errors(spec, source):
         pipeline = _read(spec, source, configs, DTYPES[dtype])
         modules = _modules(spec, pipeline, source, whole=configs is None, dtype=DTYPES[dtype])
         tokenizers = {

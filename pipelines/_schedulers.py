@@ -121,6 +121,9 @@ def _flow_match_class() -> Any:
         def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
             return sample
 
+        def add_noise(self, sample: Any, noise: Any, timestep: Any) -> Any:
+            return self.scale_noise(sample, timestep, noise)
+
     return TrainerFlowMatchScheduler
 
 

@@ -19,6 +19,7 @@ import torch
 
 from ..core.errors import InvalidInputError, OutputError
 from ..core.specs import ModelSpec
+from ._process import ONE_AT_A_TIME
 
 WORDS = [
     "a", "photo", "of", "cat", "dog", "woman", "red", "blue", "green", "the", "on", "with", "hat",
@@ -70,7 +71,7 @@ def _write(spec: ModelSpec, folder: Path, seed: int) -> None:
         target = Path(temporary) / "checkpoint"
         target.mkdir()
         index: dict[str, Any] = {"_class_name": spec.pipeline, "_diffusers_version": "0.39.0"}
-        with torch.random.fork_rng(devices=[]):  # building a module draws numbers
+        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # building a module draws numbers
             parts = spec.build_tiny(seed)
         for name, part in parts.items():
             index[name] = _write_part(part, target / name)
