@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
 
     engine = Engine(_device(options.device))
     engine.plan(request)
-    say = _say_progress if not options.json and sys.stderr.isatty() else lambda _: None
+    say = _progress(options)
     result = engine.sample(
         request,
         on_step=lambda step: say(f"step {step.index}/{step.total}"),
@@ -120,9 +121,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidInputError(f"{path} is not JSON: {error}") from error
     out = Path(options.out) if options.out else None
-    say = (lambda _: None) if options.json else (lambda event: _say_progress(str(event)))
-    result = run_workflow(options.url, workflow, out, on_event=say)
-    _say_progress("") if not options.json else None
+    say = _progress(options)
+    result = run_workflow(options.url, workflow, out, on_event=lambda event: say(str(event)))
+    say("")
     files = [str(file) for file in result.files]
     if not options.json:
         _say("\n".join(files) or f"done: {result.prompt_id}")
@@ -159,7 +160,7 @@ def _request(options: argparse.Namespace) -> SampleRequest:
 
 def parse_lora(text: str) -> AdapterRef:
     """FILE or FILE:MULTIPLIER. Raises InvalidInputError for a multiplier that is no number."""
-    found = re.fullmatch(r"(.+\.safetensors):(.*)", text)
+    found = re.fullmatch(r"(.+\.safetensors|tiny):(.*)", text)
     if not found:
         return AdapterRef(text)
     try:
@@ -205,6 +206,13 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _say_progress(text: str) -> None:
-    sys.stderr.write(f"\r\x1b[K{text}")
-    sys.stderr.flush()
+def _progress(options: argparse.Namespace) -> Callable[[str], None]:
+    # one line that is rewritten, for people who watch
+    if options.json or not sys.stderr.isatty():
+        return lambda _: None
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+    return say

@@ -229,7 +229,7 @@ def _fit_latents(spec: ModelSpec, request: SampleRequest, settings: Settings) ->
 
 def _latents_shape(spec: ModelSpec, latents: Any) -> tuple[int, ...]:
     if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        kind = getattr(latents, "dtype", type(latents).__name__)
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise InvalidInputError(f"latents are of {kind}; they must be a tensor of floats")
     if latents.dim() != 4 or latents.shape[:2] != (1, spec.latent_channels):
         raise InvalidInputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import secrets
@@ -62,8 +63,7 @@ def save_image(frame: np.ndarray, path: Path) -> None:
     """
     from PIL import Image
 
-    with whole_file(path) as temporary:
-        Image.fromarray(frame).save(temporary)
+    _write_encoded(Image.fromarray(frame), path)
 
 
 def save_animation(frames: np.ndarray, path: Path, fps: float) -> None:
@@ -76,16 +76,15 @@ def save_animation(frames: np.ndarray, path: Path, fps: float) -> None:
 
     _check_fps(fps)
     first, *rest = [Image.fromarray(frame) for frame in frames]
-    with whole_file(path) as temporary:
-        first.save(
-            temporary,
-            format="WEBP",
-            append_images=rest,
-            save_all=True,
-            duration=int(1000 // fps),
-            loop=0,
-            quality=WEBP_QUALITY,
-        )
+    _write_encoded(
+        first,
+        path,
+        append_images=rest,
+        save_all=True,
+        duration=int(1000 // fps),
+        loop=0,
+        quality=WEBP_QUALITY,
+    )
 
 
 def save_video(
@@ -128,6 +127,17 @@ def save_video(
         file.mux(stream.encode(None))
         if sound is not None and audio is not None:
             _encode_audio(file, sound, audio, audio_rate)
+
+
+def _write_encoded(image: Any, path: Path, **options: Any) -> None:
+    # in memory first: Pillow takes no notice when a full disk cuts its last write short
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    image.save(encoded, format=kind, **options)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
 
 
 @contextmanager

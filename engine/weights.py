@@ -51,10 +51,10 @@ def find_weights(
 def check_local(spec: ModelSpec, weights: str) -> Path:
     """The path of local weights. Raises CheckpointError if they cannot be this model's."""
     path = Path(weights).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         check_folder(spec, path)
         return path
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(
             f"there are no weights at {weights}; give a folder, a .safetensors file, "
             "'huggingface' or 'tiny'"

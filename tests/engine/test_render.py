@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -84,7 +85,6 @@ def test_the_record_says_what_was_drawn(engine, ask, lora, tmp_path):
     ("version", "expected"), [("auto", "0.7.19"), ("0.7.19", "0.7.19"), ("0.12.26", "0.12.26")]
 )
 def test_the_lora_chooses_the_version_unless_told(engine, ask, trained_lora, version, expected):
-    from dataclasses import replace
 
     request = ask(prompt="caf\u00c3\u00a9 cat", adapters=((trained_lora("sd15", "0.7.19"), 1.0),))
     request = replace(request, recipe=replace(request.recipe, trainer_version=version))
