@@ -14,6 +14,7 @@ import torch
 
 from .bind import BoundLayer
 
+FEWEST_ROWS = 16
 CACHED = 1 << 17  # weights a CPU thread works on at once: half a megabyte in fp32
 
 
@@ -124,7 +125,7 @@ def merge(
     up, down = up.flatten(1), down.flatten(1)
     # On a CPU in pieces that stay in its cache: many times as fast, and the same bits.
     on_cpu = weight.device.type == "cpu"
-    pieces = -(-weight.numel() // (CACHED * torch.get_num_threads())) if on_cpu else 1
+    pieces = _pieces(*weight.flatten(1).shape) if on_cpu else 1
     plain = on_cpu and multiplier == bound.scale == 1
     rows = zip(
         up.tensor_split(pieces),
@@ -134,14 +135,24 @@ def merge(
     )
     scratch = torch.empty(-(-len(up) // pieces), down.shape[1], device=weight.device)
     for up_rows, weight_rows, out_rows in rows:
+        fused = plain and _fuses_exactly(*up_rows.shape, down.shape[1])
+        if fused and weight.dtype == out.dtype == torch.float32:
+            torch.addmm(weight_rows, up_rows, down, out=out_rows)
+            continue
         piece = scratch[: len(up_rows)]
-        if plain and _fuses_exactly(*up_rows.shape, down.shape[1]):
+        if fused:
             torch.addmm(piece.copy_(weight_rows), up_rows, down, out=piece)
         else:
             torch.mm(up_rows, down, out=piece)
             _add(weight_rows, piece, multiplier, bound.scale)
         out_rows.copy_(piece)
     return out
+
+
+def _pieces(rows: int, columns: int) -> int:
+    # A matrix of very few rows is multiplied by other code, which sums in another order.
+    at_once = CACHED * torch.get_num_threads()
+    return max(1, min(-(-rows * columns // at_once), rows // FEWEST_ROWS))
 
 
 def _add(

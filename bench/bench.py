@@ -91,33 +91,42 @@ def timed_forwards(module: Any) -> Iterator[list[float]]:
 def bench_switch() -> Iterator[str]:
     """Switching merged LoRA A to B, over one pass that copies the weights it touches."""
     spec = get_model("flux")
-    transformer = wide_flux().to(torch.bfloat16)
-    modules = {"transformer": transformer, "text_encoder": torch.nn.Module()}
     with tempfile.TemporaryDirectory() as folder:
-        files = [
-            write_tiny_lora(spec, modules, Path(folder) / f"{seed}.safetensors", seed, rank=16)
-            for seed in (1, 2)
-        ]
-        adapters = [
-            Applied(adapter.digest, bind(adapter, spec, modules), 1.0, live=False)
-            for adapter in map(read_adapter, files)
-        ]
-        state = AdapterState(torch.device("cpu"))
-        for adapter in adapters:
-            state.switch([adapter])
-        touched: list[Any] = [bound.module.weight for bound in adapters[0].layers]
-        spare = [weight.detach().clone() for weight in touched]
-        copy = median(
-            lambda: [new.copy_(old.detach()) for new, old in zip(spare, touched, strict=True)]
-        )
-        merged = median(lambda: [state.switch([adapter]) for adapter in adapters]) / 2
-        yield f"{merged / copy:6.2f}   target <= 2.0   merged, bf16, rank 16, {len(touched)} layers"
-        live = [Applied(a.digest, a.layers, 1.0, live=True) for a in adapters]
-        state.clear()
-        hooked = median(lambda: [state.switch([adapter]) for adapter in live]) / 2
-        yield f"{hooked / copy:6.2f}   (live)"
-        state.clear()
+        for dtype in (torch.float32, torch.bfloat16):
+            transformer = wide_flux().to(dtype)
+            modules = {"transformer": transformer, "text_encoder": torch.nn.Module()}
+            files = [
+                write_tiny_lora(spec, modules, Path(folder) / f"{seed}.safetensors", seed, rank=16)
+                for seed in (1, 2)
+            ]
+            adapters = [
+                Applied(adapter.digest, bind(adapter, spec, modules), 1.0, live=False)
+                for adapter in map(read_adapter, files)
+            ]
+            copy, merged, live = switch_seconds(adapters)
+            kind = str(dtype).removeprefix("torch.")
+            layers = len(adapters[0].layers)
+            yield f"{merged / copy:6.2f}   target <= 2.0   merged, {kind}, rank 16, {layers} layers"
+        yield f"{live / copy:6.2f}   (live)"
         yield from bench_diffusers(transformer, files, copy, merged)
+
+
+def switch_seconds(adapters: list[Applied]) -> tuple[float, float, float]:
+    """Seconds of copying the touched weights once, and of a switch, merged and live."""
+    state = AdapterState(torch.device("cpu"))
+    for adapter in adapters:
+        state.switch([adapter])
+    touched: list[Any] = [bound.module.weight for bound in adapters[0].layers]
+    spare = [weight.detach().clone() for weight in touched]
+    copy = median(
+        lambda: [new.copy_(old.detach()) for new, old in zip(spare, touched, strict=True)]
+    )
+    merged = median(lambda: [state.switch([adapter]) for adapter in adapters]) / 2
+    live = [Applied(adapter.digest, adapter.layers, 1.0, live=True) for adapter in adapters]
+    state.clear()
+    hooked = median(lambda: [state.switch([adapter]) for adapter in live]) / 2
+    state.clear()
+    return copy, merged, hooked
 
 
 def bench_diffusers(
@@ -197,9 +206,7 @@ def bench_import() -> Iterator[str]:
 
 
 def import_seconds(statement: str) -> float:
-    code = (
-        f"import time; t = time.perf_counter(); exec({statement!r}); print(time.perf_counter() - t)"
-    )
+    code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(run.stdout)
 

@@ -160,12 +160,14 @@ def _request(options: argparse.Namespace) -> SampleRequest:
 
 def parse_lora(text: str) -> AdapterRef:
     """FILE or FILE:MULTIPLIER. Raises InvalidInputError for a multiplier that is no number."""
-    found = re.fullmatch(r"(.+\.safetensors|tiny):(.*)", text)
+    found = re.fullmatch(r"(.{2,}):([^/\\]*)", text)  # C:\a.safetensors has no multiplier
     if not found:
         return AdapterRef(text)
     try:
         return AdapterRef(found[1], float(found[2]))
     except ValueError:
+        if not found[1].lower().endswith((".safetensors", "tiny")):
+            return AdapterRef(text)  # the colon is part of the name
         raise InvalidInputError(
             f"--lora {text}: {found[2]!r} is not a number; write FILE or FILE:MULTIPLIER"
         ) from None

@@ -24,6 +24,7 @@ from ..core.specs import ModelSpec
 from ..core.versions import Profile, get_profile, profile_for_adapters
 from ..pipelines._loading import LoadedModel, load_model
 from ..pipelines._process import ONE_AT_A_TIME
+from ..pipelines._quiet import quiet_libraries
 from ..pipelines._registry import get_model
 from ..pipelines._render import RenderContext, Step, fit_projection
 from .numerics import trainer_numerics
@@ -204,7 +205,8 @@ class Engine:
             on_step=on_step,
             latents=request.latents,  # type: ignore[arg-type]
         )
-        return plan.spec.render(context)
+        with quiet_libraries():
+            return plan.spec.render(context)
 
 
 def _fit_latents(spec: ModelSpec, request: SampleRequest, settings: Settings) -> Settings:

@@ -135,7 +135,10 @@ def _write_encoded(image: Any, path: Path, **options: Any) -> None:
 
     encoded = io.BytesIO()
     kind = Image.registered_extensions()[path.suffix.lower()]
-    image.save(encoded, format=kind, **options)
+    try:
+        image.save(encoded, format=kind, **options)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} could not be encoded: {error}; use png or mp4") from error
     with whole_file(path) as temporary:
         temporary.write_bytes(encoded.getbuffer())
 

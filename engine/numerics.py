@@ -10,6 +10,7 @@ import torch
 
 from ..pipelines._process import ONE_AT_A_TIME
 
+
 @contextmanager
 def trainer_numerics(seed: int) -> Iterator[torch.Generator]:
     """Seeds all generators and pins torch's switches; the caller's come back afterwards.

@@ -139,6 +139,8 @@ def _checkpoint_errors(spec: ModelSpec, source: Path) -> Iterator[None]:
             f"{source} lacks tensors of {spec.title}: it is damaged or of a smaller relative; "
             f"choose a complete checkpoint, as in {spec.repo_id}"
         ) from error
+    except ImportError as error:
+        raise MissingDependencyError(f"{spec.id} needs another library: {error}") from error
     except Exception as error:
         raise CheckpointError(f"{source} could not be loaded as {spec.id}: {error}") from error
 

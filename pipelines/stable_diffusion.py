@@ -34,6 +34,16 @@ def check_steps(settings: Any) -> None:
         )
 
 
+def check_sd15_steps(settings: Any) -> None:
+    """As check_steps; with steps_offset 1 the first of 1000 steps lies past the end of some."""
+    check_steps(settings)
+    if settings.steps == TIMESTEPS and settings.sampler in ("ddpm", "ddim", "pndm"):
+        raise InvalidInputError(
+            f"steps={settings.steps}; the sampler {settings.sampler!r} takes at most "
+            f"{TIMESTEPS - 1} with SD 1.5"
+        )
+
+
 def render_sd15(context: Any) -> Any:
     """SD 1.5 frames, uint8 (1, H, W, 3)."""
     import diffusers
@@ -118,7 +128,6 @@ def _clip_ids(context: Any, name: str, prompt: str) -> Any:
 
 
 def _run(context: Any, pipeline: Any, image_to_image: Any, **embeds: Any) -> Any:
-    from ._quiet import quiet_libraries
     from ._render import frames, step_callback
 
     settings = context.settings
@@ -135,8 +144,7 @@ def _run(context: Any, pipeline: Any, image_to_image: Any, **embeds: Any) -> Any
         return frames(output.images[0])
     vae = context.model.modules["vae"]
     latents = context.latents.to(context.model.device, context.model.dtype)
-    with quiet_libraries():
-        start = image_to_image(**pipeline.components)
+    start = image_to_image(**pipeline.components)
     start.set_progress_bar_config(disable=True)
     output = start(
         **arguments, image=latents * vae.config.scaling_factor, strength=settings.denoise
@@ -214,7 +222,7 @@ SD15 = ModelSpec(
     components=("text_encoder", "unet", "vae"),
     clip_tokenizers=("tokenizer",),
     single_file=True,
-    check=check_steps,
+    check=check_sd15_steps,
     render=render_sd15,
     build_tiny=build_tiny_sd15,
 )
@@ -236,6 +244,7 @@ SDXL = replace(
         base_model="sdxl_1.0",
     ),
     components=("text_encoder", "text_encoder_2", "unet", "vae"),
+    check=check_steps,
     clip_tokenizers=("tokenizer", "tokenizer_2"),
     render=render_sdxl,
     build_tiny=build_tiny_sdxl,

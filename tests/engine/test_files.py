@@ -69,7 +69,9 @@ def test_an_animation_is_what_the_trainers_call_writes(tmp_path, fps):
     first, *rest = (Image.fromarray(frame) for frame in frames)
     plain = io.BytesIO()
     duration = int(1000 // fps)
-    first.save(plain, "WEBP", append_images=rest, save_all=True, duration=duration, loop=0, quality=80)
+    first.save(
+        plain, "WEBP", append_images=rest, save_all=True, duration=duration, loop=0, quality=80
+    )
     assert path.read_bytes() == plain.getvalue()
     with Image.open(path) as image:
         assert (image.n_frames, image.size, image.info["loop"]) == (5, (64, 48), 0)
@@ -91,7 +93,8 @@ def decoded(path: Path) -> tuple[list[np.ndarray], av.VideoStream]:
 
 @pytest.mark.parametrize("ending", CODECS)
 @pytest.mark.parametrize(
-    ("frames", "height", "width"), [(1, 48, 64), (2, 48, 64), (17, 48, 64), (9, 49, 65), (9, 48, 63)]
+    ("frames", "height", "width"),
+    [(1, 48, 64), (2, 48, 64), (17, 48, 64), (9, 49, 65), (9, 48, 63)],
 )
 def test_a_clip_decodes_to_its_frames(tmp_path, ending, frames, height, width):
     shots = clip(frames, height, width)
@@ -222,6 +225,12 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, name):
             save_sample(result(frames), tmp_path / name)
         assert os.listdir(tmp_path) == [name]
         assert (tmp_path / name).read_bytes() == b"old"
+
+
+def test_a_picture_too_large_for_its_format(tmp_path):
+    with pytest.raises(OutputError, match="could not be encoded"):
+        save_sample(result(clip(1, 1, 16384)), tmp_path / "a.webp")
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -138,9 +138,7 @@ SWITCHES = {
     "cudnn deterministic": lambda: setattr(torch.backends.cudnn, "deterministic", True),
     "math sdp": lambda: torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True),
     "default dtype": lambda: torch.set_default_dtype(torch.float64),
-    "matmul, new name": lambda: setattr(
-        torch.backends.cuda.matmul, "fp32_precision", "tf32"
-    ),
+    "matmul, new name": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
     "everything, new name": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
     "oneDNN, new name": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
 }

@@ -184,7 +184,7 @@ def test_code_in_a_checkpoint_is_not_run(copy, ask, tmp_path):
 
 @pytest.mark.parametrize("weights", ["", "none", "/none/at/all", "x" * 5000, "stabilityai/sdxl"])
 def test_weights_that_are_not_there(ask, weights):
-    with pytest.raises(CheckpointError, match="no weights at|no model_index"):
+    with pytest.raises(CheckpointError, match=r"no weights at|no model_index"):
         Engine("cpu").sample(ask(weights=weights))
 
 

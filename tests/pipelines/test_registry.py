@@ -33,7 +33,9 @@ def test_ids_are_unique_and_sorted():
     assert [get_model(model) for model in ids] == list(list_models())
 
 
-@pytest.mark.parametrize("model", ["", "SD15", "sd15 ", "flux.1", "_tiny", "stable_diffusion", None])
+@pytest.mark.parametrize(
+    "model", ["", "SD15", "sd15 ", "flux.1", "_tiny", "stable_diffusion", None]
+)
 def test_an_unknown_id_lists_all(model):
     with pytest.raises(UnknownModelError) as refusal:
         get_model(model)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ai_toolkit_inference import list_models
+from ai_toolkit_inference import get_model, list_models
+from ai_toolkit_inference.core.errors import InvalidInputError
 
 CASES = [
     pytest.param(spec, sampler, id=f"{spec.id}-{sampler}")
@@ -32,6 +33,30 @@ def test_steps_count_up_to_their_total(engine, ask, spec, sampler, denoise):
     assert result.frames.dtype == np.uint8
 
 
+class Enough(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("most", [False, True])
+@pytest.mark.parametrize(("spec", "sampler"), CASES)
+def test_the_fewest_and_the_most_steps(engine, ask, spec, sampler, most):
+    def stop(step):
+        if step.index == 3:
+            raise Enough
+
+    if not most:
+        assert engine.sample(ask(spec.id, sampler=sampler, steps=1)).frames.any()
+        return
+    for steps in (1000, 999, 50):  # the first that the spec does not refuse
+        try:
+            engine.sample(ask(spec.id, sampler=sampler, steps=steps), on_step=stop)
+        except InvalidInputError:
+            continue
+        except Enough:
+            return
+    raise AssertionError("all were refused")
+
+
 @pytest.mark.parametrize("model", ["sd15", "sdxl", "flux"])
 def test_previews_show_the_latents_and_change_nothing(engine, ask, model):
     previews = []
@@ -50,8 +75,9 @@ def test_the_libraries_say_nothing(engine, ask, capfd):
     engine.unload()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for fields in ({}, {"denoise": 0.5, "latents": torch.zeros(1, 4, 8, 8)}):
-            engine.sample(ask(**fields))
+        engine.sample(ask(denoise=0.5, latents=torch.zeros(1, 4, 8, 8)))
+        for sampler in get_model("sd15").samplers:
+            engine.sample(ask(sampler=sampler, steps=3))
     shown = [warning for warning in caught if warning.category is not DeprecationWarning]
     assert [str(warning.message) for warning in shown] == []
     assert capfd.readouterr() == ("", "")
