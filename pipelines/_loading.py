@@ -22,6 +22,8 @@ from ._text import pin_t5_attention
 
 # What a tokenizer's folder has to hold beside its configuration: the files of one of these.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+# Where the parts of a checkpoint may come from; the last is the name of SD's safety checker.
+LIBRARIES = {None, "diffusers", "transformers", "stable_diffusion"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -92,7 +94,8 @@ def check_index(spec: ModelSpec, folder: Path) -> None:
             f"(as in the repository {spec.repo_id})"
         )
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        parts = json.loads(index.read_text(encoding="utf-8"))
+        found = parts["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{index} names no pipeline class ({error}); download the folder again"
@@ -101,6 +104,12 @@ def check_index(spec: ModelSpec, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is a {found} checkpoint; {spec.id} needs a {spec.pipeline} one"
         )
+    for name, part in parts.items():
+        if isinstance(part, list) and not {*part[:1]} <= LIBRARIES:
+            raise CheckpointError(
+                f"{index}: {name} is {part}, code of its own, which is not run; "
+                f"give a folder as in {spec.repo_id}"
+            )
 
 
 def module_bytes(module: torch.nn.Module) -> int:

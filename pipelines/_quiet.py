@@ -22,6 +22,8 @@ def quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             # diffusers 0.42 prefers `dtype`, which 0.39 does not know
             warnings.filterwarnings("ignore", message=".*torch_dtype.*")
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
             yield
     finally:
         for logs, verbosity, bar in before:

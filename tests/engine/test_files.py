@@ -242,7 +242,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, name):
             yield frames[0]
             raise KeyboardInterrupt
 
-        def __getitem__(self, index):
+        def __getitem__(self, index):  # type: ignore[override]
             if name.endswith((".mp4", ".webm")):
                 return frames[index]
             raise KeyboardInterrupt

@@ -170,15 +170,18 @@ def test_a_folder_of_another_model(ask, model, folder_of):
     assert engine.loads == 0
 
 
-def test_code_in_a_checkpoint_is_not_run(copy, ask, tmp_path):
+def test_code_in_a_checkpoint_is_not_run(copy, ask, tmp_path, monkeypatch):
+    """Not even if it could be imported, as from the working directory."""
     mark = tmp_path / "mark"
     code = f"open({str(mark)!r}, 'w')\nfrom diffusers import UNet2DConditionModel as Mine\n"
     for module in ("unet/mine.py", "mine.py", "pipeline.py"):
         folder = copy(name=module.replace("/", "-"))
         (folder / module).write_text(code)
-        index(unet=["mine", "Mine"])(folder)
-        with pytest.raises(CheckpointError):
-            Engine("cpu").sample(ask(weights=folder))
+        monkeypatch.syspath_prepend(folder)
+        for part in ("unet", "vae", "scheduler", "text_encoder", "image_encoder"):
+            index(**{part: ["mine", "Mine"]})(folder)
+            with pytest.raises(CheckpointError, match="code of its own, which is not run"):
+                Engine("cpu").sample(ask(weights=folder))
     assert not mark.exists()
 
 
