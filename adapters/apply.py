@@ -93,7 +93,7 @@ class AdapterState:
             self._pristine[path] = (module, weight.detach().to("cpu", copy=True))
         base = self._pristine[path][1].to(self._device)
         for bound, multiplier in layers:
-            base = merge(base, bound, multiplier, out=weight)
+            base = merge(base, bound, multiplier, out=weight).to(self._device)
 
 
 def _merges(adapters: Sequence[Applied]) -> dict[str, list[tuple[BoundLayer, float]]]:

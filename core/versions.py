@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import InvalidInputError, one_of
 
@@ -40,6 +40,11 @@ class Profile:
     version: str
     commit: str
 
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Names of the rows of CHANGES that this version has."""
+        return tuple(row.name for row in CHANGES if self.has(row.name))
+
     def has(self, change: str) -> bool:
         """Whether this version already behaves as the named row of CHANGES says."""
         row = next((row for row in CHANGES if row.name == change), None)
@@ -67,17 +72,18 @@ def get_profile(version: str) -> Profile:
 def profile_for_adapters(metadata: tuple[Mapping[str, str], ...]) -> Profile:
     """The profile for `auto`: of the trainer that saved the adapters, or the newest without any.
 
-    A version between the pinned ones gets the newest pinned profile that is not newer than it.
-    Raises InvalidInputError when adapters ask for different profiles.
+    A version that is not pinned has the changes up to it, and the commit of the newest pinned
+    one that is not newer. Raises InvalidInputError when adapters need different behaviour.
     """
-    chosen = {_profile_of(version) for meta in metadata if (version := trainer_version(meta))}
-    if len(chosen) > 1:
-        versions = ", ".join(sorted(profile.version for profile in chosen))
+    versions = {version for meta in metadata if (version := trainer_version(meta))}
+    profiles = sorted(map(_profile_of, versions), key=lambda p: _numbers(p.version))
+    if len({profile.changes for profile in profiles}) > 1:
         raise InvalidInputError(
-            f"the LoRAs were saved by trainer versions that sample differently ({versions}); "
-            "choose trainer_version yourself"
+            "the LoRAs were saved by trainer versions that sample differently "
+            f"({', '.join(profile.version for profile in profiles)}); choose trainer_version "
+            "yourself"
         )
-    return chosen.pop() if chosen else LATEST
+    return profiles[-1] if profiles else LATEST
 
 
 def trainer_version(metadata: Mapping[str, str]) -> str | None:
@@ -97,7 +103,7 @@ def trainer_version(metadata: Mapping[str, str]) -> str | None:
 
 def _profile_of(version: str) -> Profile:
     not_newer = [p for p in PROFILES if _numbers(p.version) <= _numbers(version)]
-    return not_newer[-1] if not_newer else PROFILES[0]
+    return replace(not_newer[-1] if not_newer else PROFILES[0], version=version)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

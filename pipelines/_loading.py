@@ -23,7 +23,7 @@ from ._text import pin_t5_attention
 # What a tokenizer's folder has to hold beside its configuration: the files of one of these.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 # Where the parts of a checkpoint may come from; the last is the name of SD's safety checker.
-LIBRARIES = {None, "diffusers", "transformers", "stable_diffusion"}
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -105,7 +105,7 @@ def check_index(spec: ModelSpec, folder: Path) -> None:
             f"{folder} is a {found} checkpoint; {spec.id} needs a {spec.pipeline} one"
         )
     for name, part in parts.items():
-        if isinstance(part, list) and not {*part[:1]} <= LIBRARIES:
+        if isinstance(part, list) and part and part[0] not in LIBRARIES:
             raise CheckpointError(
                 f"{index}: {name} is {part}, code of its own, which is not run; "
                 f"give a folder as in {spec.repo_id}"
@@ -149,9 +149,16 @@ def _checkpoint_errors(spec: ModelSpec, source: Path) -> Iterator[None]:
             f"choose a complete checkpoint, as in {spec.repo_id}"
         ) from error
     except ImportError as error:
+        # transformers 4.57 meets a broken vocabulary by asking for the libraries of other formats
+        if error.__context__ is not None:
+            raise _unreadable(spec, source, error.__context__) from error
         raise MissingDependencyError(f"{spec.id} needs another library: {error}") from error
     except Exception as error:
-        raise CheckpointError(f"{source} could not be loaded as {spec.id}: {error}") from error
+        raise _unreadable(spec, source, error) from error
+
+
+def _unreadable(spec: ModelSpec, source: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"{source} could not be loaded as {spec.id}: {error}")
 
 
 def _modules(

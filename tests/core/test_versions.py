@@ -38,8 +38,19 @@ def saved_by(version: object, name: str = "ai-toolkit") -> dict[str, str]:
         ("1", "0.12.26"),
     ],
 )
-def test_the_newest_pinned_version_that_is_not_newer(version, profile):
-    assert profile_for_adapters((saved_by(version),)).version == profile
+def test_the_commit_is_the_newest_pinned_one_that_is_not_newer(version, profile):
+    chosen = profile_for_adapters((saved_by(version),))
+    assert chosen.version == version
+    assert chosen.commit == get_profile(profile).commit
+
+
+@pytest.mark.parametrize(
+    ("version", "without"),
+    [("0.7.24", False), ("0.9.0", False), ("0.9.1", True), ("0.12.25", True)],
+)
+def test_a_version_between_has_the_changes_up_to_it(version, without):
+    chosen = profile_for_adapters((saved_by(version),))
+    assert chosen.has("clip_prompt_without_ftfy") is without
 
 
 @pytest.mark.parametrize(
@@ -73,8 +84,9 @@ def test_without_a_readable_version_it_is_the_newest(metadata):
 def test_several_adapters_have_to_agree():
     old, older, new = (saved_by(version) for version in ("0.7.19", "0.7.20", "0.12.26"))
     assert profile_for_adapters(()) == LATEST
-    assert profile_for_adapters((old, older, {})).version == "0.7.19"
-    with pytest.raises(InvalidInputError, match=r"0\.12\.26, 0\.7\.19.*trainer_version"):
+    assert profile_for_adapters((old, older, {})).version == "0.7.20"
+    assert profile_for_adapters((new, saved_by("0.10.0"))).version == "0.12.26"
+    with pytest.raises(InvalidInputError, match=r"0\.7\.19, 0\.12\.26.*trainer_version"):
         profile_for_adapters((old, {}, new))
 
 

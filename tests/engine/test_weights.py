@@ -103,6 +103,7 @@ DAMAGES = {
         index(_class_name="FluxPipeline"),
         "is a FluxPipeline checkpoint; sd15 needs a StableDiffusionPipeline",
     ),
+    "a part of lists": ("sd15", index(unet=[[1]]), "code of its own"),
     "pickled weights": ("sd15", pickled, "no .safetensors weights; pickled ones"),
     "no UNet": ("sd15", remove("unet"), "unet has no .safetensors weights"),
     "a UNet without a tensor": ("sd15", drop("unet", "conv_in"), "unet lacks 1 tensors"),
