@@ -193,7 +193,7 @@ def reset():
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_the_callers_switches_change_nothing_and_come_back(engine, ask, reset, switch):
     if "new name" in switch and not hasattr(torch.backends, "fp32_precision"):
-        pytest.skip("torch 2.9 and newer")
+        pytest.skip("this torch is older than 2.9 and has no fp32_precision switches")
     expected = pixels(engine.sample(ask()))
     SWITCHES[switch]()
     before = readings()
