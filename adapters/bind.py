@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..core.errors import AdapterError
 from ..core.specs import LoraLayout, ModelSpec
-from .read import Adapter, LoraLayer
+from .layer import Layer
+from .layouts import detect_layout
+from .lora import LoraLayer
+from .names import DENOISER, SOLE_ENCODER, spellings, split_name
+from .read import Adapter
+
+SIDES = ("high", "low")  # the experts of a model with two
+UNET_BLOCKS = re.compile(r"(down|up|mid|input|middle|output)_blocks?[._]")
+NAMED = 3  # examples in a refusal
 
 
 @dataclass(frozen=True)
@@ -18,8 +28,7 @@ class BoundLayer:
 
     path: str
     module: torch.nn.Module
-    layer: LoraLayer
-    scale: float
+    layer: Layer
 
 
 @dataclass(frozen=True)
@@ -36,48 +45,60 @@ class Binding:
 
 
 def bind(
-    adapter: Adapter, spec: ModelSpec, modules: Mapping[str, torch.nn.Module]
+    adapter: Adapter,
+    spec: ModelSpec,
+    modules: Mapping[str, torch.nn.Module],
+    side: str = "",
+    allow_partial: bool = False,
 ) -> tuple[BoundLayer, ...]:
     """Every layer of the adapter with its module.
 
-    modules: component name -> module, as loaded.
+    modules: component name -> module, as loaded. side: "high" or "low", the expert that the
+    file is for, in models with two. allow_partial: leave out what does not fit.
     Raises AdapterError with counts and the first names if any layer finds no module or the wrong
-    shape: a LoRA that is half applied is not the trained one.
+    shape, for a LoRA that is half applied is not the trained one; and if nothing fits at all.
     """
-    binding = match(adapter, spec, modules)
-    if not binding.complete:
+    binding = match(adapter, spec, modules, side)
+    if not binding.bound or not (binding.complete or allow_partial):
         raise AdapterError(_refusal(adapter, spec, binding))
     return binding.bound
 
 
 def check_layout(adapter: Adapter, spec: ModelSpec) -> None:
-    """Raises AdapterError if layers are not even named as the model's are; needs no weights."""
-    prefixes = tuple(prefix + spec.lora.separator for prefix, _ in spec.lora.prefixes)
-    strangers = [layer.name for layer in adapter.layers if not layer.name.startswith(prefixes)]
-    if strangers:
-        raise AdapterError(_refusal(adapter, spec, Binding((), tuple(strangers), ())))
+    """Raises AdapterError if the layers are named as another model's; needs no weights."""
+    names = tuple(layer.name for layer in adapter.layers)
+    layout = detect_layout(adapter.shapes)
+    if layout is None or spec.id in layout.models:
+        names = tuple(name for name in names if _is_strange(name, spec))
+    if names:
+        raise AdapterError(_refusal(adapter, spec, Binding((), names, ())))
 
 
-def match(adapter: Adapter, spec: ModelSpec, modules: Mapping[str, torch.nn.Module]) -> Binding:
+def match(
+    adapter: Adapter, spec: ModelSpec, modules: Mapping[str, torch.nn.Module], side: str = ""
+) -> Binding:
     """How the adapter's layers fall on the model's modules, without refusing anything."""
-    targets = layer_names(spec.lora, modules)
+    index = _Index(spec, modules, side)
     bound, unbound, mismatched = [], [], []
     for layer in adapter.layers:
-        if layer.name not in targets:
+        targets = index.find(layer.name)
+        if not targets:
             unbound.append(layer.name)
             continue
-        path, module = targets[layer.name]
-        if problem := _shape_problem(layer, module):
-            mismatched.append(f"{layer.name} ({problem})")
+        parts = _split(layer, [module for _, module in targets])
+        problems = [part.misfit(module) for part, (_, module) in zip(parts, targets, strict=True)]
+        if any(problems):
+            mismatched.append(f"{layer.name} ({'; '.join(filter(None, problems))})")
             continue
-        bound.append(BoundLayer(path, module, layer, _scale(layer, spec.lora)))
+        for part, (path, module) in zip(parts, targets, strict=True):
+            bound.append(BoundLayer(path, module, part))
     return Binding(tuple(bound), tuple(unbound), tuple(mismatched))
 
 
 def layer_names(
     layout: LoraLayout, modules: Mapping[str, torch.nn.Module]
 ) -> dict[str, tuple[str, torch.nn.Module]]:
-    """Name in a file -> (component.module path, module), for all that a LoRA can change."""
+    """Name in the trainer's file -> (component.module path, module), for what a LoRA can change."""
     targets = {}
     for prefix, component in layout.prefixes:
         for path, module in modules[component].named_modules():
@@ -87,6 +108,61 @@ def layer_names(
     return targets
 
 
+class _Index:
+    """Where the names of files lead: (part, separator, path, expert) -> modules."""
+
+    def __init__(
+        self, spec: ModelSpec, modules: Mapping[str, torch.nn.Module], side: str = ""
+    ) -> None:
+        self._expert = SIDES.index(side) if side else None
+        self._two = len(spec.lora.denoisers) > 1
+        self._targets: dict[Key, list[tuple[int, Target]]] = defaultdict(list)
+        for component, part, expert in _parts(spec, modules):
+            for path, module in modules[component].named_modules():
+                if isinstance(getattr(module, "weight", None), torch.Tensor):
+                    target = (f"{component}.{path}", module)
+                    self._add(part, expert, _name_in_file(component, path), target, spec.lora)
+
+    def _add(
+        self, part: str, expert: int | None, path: str, target: Target, layout: LoraLayout
+    ) -> None:
+        original = layout.original if part == DENOISER else ""
+        for name, position in spellings(path, original):
+            for separator in "._":
+                key = (part, separator, name.replace(".", separator), expert)
+                self._targets[key].append((position, target))
+
+    def find(self, name: str) -> list[Target]:
+        """The modules that a layer of this name changes; several share a fused matrix."""
+        parsed = split_name(name)
+        expert = parsed.expert if parsed.expert is not None else self._expert
+        if not self._two or parsed.part != DENOISER:
+            expert = None
+        found = self._targets.get((parsed.part, parsed.separator, parsed.path, expert), [])
+        by_position = dict(found)
+        if len(by_position) < len(found):  # names that differ in dots and underscores only
+            return []
+        return [by_position[position] for position in sorted(by_position)]
+
+
+Key = tuple[str, str, str, "int | None"]
+Target = tuple[str, torch.nn.Module]
+
+
+def _parts(
+    spec: ModelSpec, modules: Mapping[str, torch.nn.Module]
+) -> Iterator[tuple[str, str, int | None]]:
+    # component, what files call it, number of the expert
+    denoisers = spec.lora.denoisers
+    for number, component in enumerate(denoisers):
+        yield component, DENOISER, number if len(denoisers) > 1 else None
+    for component in modules:
+        if component.startswith("text_encoder"):
+            yield component, component, None
+    if "text_encoder" in modules and "text_encoder_2" not in spec.components:
+        yield "text_encoder", SOLE_ENCODER, None
+
+
 def _name_in_file(component: str, path: str) -> str:
     # transformers 5.8 and newer dropped the `text_model` level of CLIP that files still name
     if component.startswith("text_encoder") and not path.startswith(("text_model", "text_proj")):
@@ -94,31 +170,39 @@ def _name_in_file(component: str, path: str) -> str:
     return path
 
 
-def _scale(layer: LoraLayer, layout: LoraLayout) -> float:
-    if not layout.alpha or not layer.alpha:
-        return 1.0
-    return layer.alpha / layer.rank
+def _is_strange(name: str, spec: ModelSpec) -> bool:
+    # whether the model lacks the very part that the layer is in
+    parsed = split_name(name)
+    if parsed.part == SOLE_ENCODER:
+        return "text_encoder" not in spec.components or "text_encoder_2" in spec.components
+    if parsed.part != DENOISER:
+        return parsed.part not in spec.components
+    of_unet = UNET_BLOCKS.match(parsed.path) is not None
+    return of_unet and "unet" not in spec.lora.denoisers
 
 
-def _shape_problem(layer: LoraLayer, module: torch.nn.Module) -> str:
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
-    wanted = (weight.shape[0], *weight.shape[1:])
-    given = (layer.up.shape[0], *layer.down.shape[1:])
-    if given == wanted and layer.up.shape[2:] == (1,) * (weight.dim() - 2):
-        return ""
-    return f"{list(layer.up.shape)} @ {list(layer.down.shape)} for {list(wanted)}"
+def _split(layer: Layer, modules: list[torch.nn.Module]) -> list[Layer]:
+    # a layer of a fused matrix as one layer for each of its modules
+    if len(modules) == 1 or type(layer) is not LoraLayer:
+        return [layer] * len(modules)
+    rows = [module.weight.shape[0] for module in modules]  # type: ignore[union-attr]
+    if sum(rows) != layer.up.shape[0]:
+        return [layer] * len(modules)
+    return [replace(layer, up=up) for up in layer.up.split(rows)]
 
 
 def _refusal(adapter: Adapter, spec: ModelSpec, binding: Binding) -> str:
     total = len(adapter.layers)
     lines = [f"{adapter.path} does not fit {spec.id}: "]
     if binding.unbound:
-        first = ", ".join(binding.unbound[:3])
+        first = ", ".join(binding.unbound[:NAMED])
         lines.append(f"{len(binding.unbound)} of {total} layers name no module of it ({first}); ")
     if binding.mismatched:
-        first = ", ".join(binding.mismatched[:3])
+        first = ", ".join(binding.mismatched[:NAMED])
         lines.append(f"{len(binding.mismatched)} of {total} have another shape ({first}); ")
-    trained = adapter.metadata.get("ss_base_model_version", "unknown")
-    lines.append(f"it was trained on {trained!r}: choose the model it was trained on")
+    trained = adapter.metadata.get("ss_base_model_version")
+    layout = detect_layout(adapter.shapes)
+    if trained is None and layout is not None:
+        trained = layout.title
+    lines.append(f"it was trained on {trained or 'unknown'!r}: choose the model it was trained on")
     return "".join(lines)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,159 +14,227 @@ from pathlib import Path
 import torch
 
 from ..core.errors import AdapterError
+from .dora import DoraLayer
+from .endings import split_key
+from .full import DiffLayer, FullRankLayer
+from .layer import Layer
+from .lokr import LokrLayer
+from .lora import LoraLayer
+from .peft import alphas, read_config
 
-# down-weight ending -> up-weight ending of the two spellings the trainer writes
-SPELLINGS = {
-    ".lora_down.weight": ".lora_up.weight",  # kohya, with .alpha
-    ".lora_A.weight": ".lora_B.weight",  # peft, without
-}
-ALPHA = ".alpha"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+PEFT_FILE = "adapter_model.safetensors"
+
+# What the trainer does not write, and why it is not read.
+REFUSED = {
+    "dora_scale": "LyCORIS's DoRA, which normalizes the weights in another way",
+    "lora_mid.weight": "a Tucker (CP) decomposition",
+    "lokr_t2": "a Tucker (CP) decomposition",
+    "lokr_w1_a": "a LoKr whose first factor is decomposed too",
+    "lokr_w1_b": "a LoKr whose first factor is decomposed too",
+    "hada_w1_a": "LoHa",
+    "hada_w1_b": "LoHa",
+    "hada_w2_a": "LoHa",
+    "hada_w2_b": "LoHa",
+    "oft_blocks": "OFT",
+    "oft_diag": "OFT",
+    "on_input": "(IA)^3",
+    "a1.weight": "GLoRA",
+    "b1.weight": "GLoRA",
+    "set_weight": "replaced weights",
+    "emb_params": "a textual inversion embedding",
+}
+DIMENSIONS = {
+    "magnitude": (1,),
+    "w1": (2,),
+    "w2_a": (2,),
+    "w2_b": (2,),
+    "diff": (1, 2, 3, 4, 5),
+    "diff_b": (1,),
+}
+# The parts of a layer, alpha aside -> its kind.
+KINDS: dict[frozenset[str], type[Layer]] = {
+    frozenset({"down", "up"}): LoraLayer,
+    frozenset({"down", "up", "magnitude"}): DoraLayer,
+    frozenset({"w1", "w2"}): LokrLayer,
+    frozenset({"w1", "w2_a", "w2_b"}): LokrLayer,
+    frozenset({"down"}): FullRankLayer,
+    frozenset({"diff"}): DiffLayer,
+    frozenset({"diff", "diff_b"}): DiffLayer,
+}
 
 
-@dataclass(frozen=True)
-class LoraLayer:
-    """One layer of an adapter: delta = up @ down * alpha / rank.
-
-    name: as in the file, without the ending. down: (rank, in, ...). up: (out, rank, ...).
-    alpha: None if the file has none.
-    """
-
-    name: str
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float | None
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-    @cached_property
-    def is_zero(self) -> bool:
-        """Whether it adds nothing, as every layer of an untrained LoRA."""
-        return not (self.up.any() and self.down.any())
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
-    """A parsed adapter file. digest: SHA-256 of its bytes."""
+    """A parsed adapter file. digest: SHA-256 of its bytes. spelling: of its keys."""
 
     path: str
     digest: str
     metadata: dict[str, str]
-    layers: tuple[LoraLayer, ...]
+    layers: tuple[Layer, ...]
+    spelling: str
+    shapes: Mapping[str, tuple[int, ...]]  # key -> shape, as in the file
 
     @property
     def effective(self) -> bool:
-        """Whether it can change anything: some layer's up and down weights are not all zero."""
+        """Whether it can change anything: not all of its layers are zero."""
         return not all(layer.is_zero for layer in self.layers)
+
+    @property
+    def live_only(self) -> bool:
+        """Whether some of its layers cannot be merged."""
+        return not all(layer.can_merge for layer in self.layers)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors())
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """The adapter in a .safetensors file the trainer wrote.
+    """The adapter in a .safetensors file, or in a peft folder with adapter_config.json.
 
+    It is read into memory whole, so that a training that writes the file anew disturbs nothing.
     Raises AdapterError, before any tensor is used, for a missing, truncated or pickled file, a
     key of unknown form, a layer that lacks a half, and values that are not finite.
     """
     path = Path(path)
-    tensors, metadata = _read_tensors(path)
-    return Adapter(str(path), file_digest(path), metadata, _layers(path, tensors))
+    file = path / PEFT_FILE if os.path.isdir(path) else path
+    data, digest = _read_bytes(file)
+    metadata, tensors = _parse(file, data)
+    config = read_config(file)
+    layers, spelling = _layers(file, tensors, alphas(config, metadata))
+    if config is not None:
+        both = f"{digest} {json.dumps(config, sort_keys=True)}"
+        digest = hashlib.sha256(both.encode()).hexdigest()
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    return Adapter(str(path), digest, metadata, layers, spelling, shapes)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
+def _read_bytes(file: Path) -> tuple[bytes, str]:
     try:
-        _refuse_other_files(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+        _refuse_other_files(file)
+        data = file.read_bytes()
     except OSError as error:
-        raise AdapterError(f"{path} could not be read: {error.strerror or error}") from error
-    except (SafetensorError, ValueError) as error:
-        raise AdapterError(
-            f"{path} is not a complete .safetensors file ({error}); copy or download it again"
-        ) from error
+        raise AdapterError(f"{file} could not be read: {error.strerror or error}") from error
+    return data, hashlib.sha256(data).hexdigest()
 
 
-def _refuse_other_files(path: Path) -> None:
-    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-        raise AdapterError(f"there is no LoRA file {path}; check the name and the folder")
-    with path.open("rb") as file:
-        start = file.read(8)
+def _refuse_other_files(file: Path) -> None:
+    if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
+        raise AdapterError(f"there is no LoRA file {file}; check the name and the folder")
+    with file.open("rb") as opened:
+        start = opened.read(8)
     if start.startswith(PICKLE_STARTS):
         raise AdapterError(
-            f"{path} is a pickled PyTorch file, which can run code when loaded; "
+            f"{file} is a pickled PyTorch file, which can run code when loaded; "
             "convert it to .safetensors"
         )
-    if path.suffix.lower() != ".safetensors":
-        raise AdapterError(f"{path} is not a .safetensors file; only those are read")
+    if file.suffix.lower() != ".safetensors":
+        raise AdapterError(f"{file} is not a .safetensors file; only those are read")
 
 
-def _layers(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[LoraLayer, ...]:
-    layers, used = [], set()
-    for key in sorted(tensors):
-        for down_ending, up_ending in SPELLINGS.items():
-            name = key.removesuffix(down_ending)
-            if name == key or name + up_ending not in tensors:
-                continue
-            keys = {key, name + up_ending, name + ALPHA} & tensors.keys()
-            used |= keys
-            layers.append(
-                _layer(
-                    path, name, *(tensors.get(name + e) for e in (down_ending, up_ending, ALPHA))
-                )
-            )
-    unknown = sorted(tensors.keys() - used)
-    names = [layer.name for layer in layers]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise AdapterError(f"{path}: {twice} is in it both as lora_down/lora_up and lora_A/lora_B")
-    if unknown or not layers:
+def _parse(file: Path, data: bytes) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    # KeyError and TypeError: a dtype that this torch does not have
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
-            f"{path}: {len(unknown)} of {len(tensors)} tensors are no LoRA weights this version "
-            f"reads, e.g. {', '.join(unknown[:3]) or 'none at all'}; it reads lora_down/lora_up "
-            "and lora_A/lora_B pairs with alpha"
-        )
-    return tuple(layers)
+            f"{file} is not a complete .safetensors file ({error}); copy or download it again"
+        ) from error
+    return dict(metadata), tensors
+
+
+def _layers(
+    file: Path, tensors: dict[str, torch.Tensor], alpha_of: Callable[[str], float | None]
+) -> tuple[tuple[Layer, ...], str]:
+    parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    spellings: dict[str, set[str]] = defaultdict(set)
+    unknown = []
+    for key in sorted(tensors):
+        name, part, spelling = split_key(key)
+        if not part:
+            unknown.append(key)
+            continue
+        if part in parts[name] or (spelling and spellings[name] - {spelling}):
+            raise AdapterError(f"{file}: {name} is in it twice, in different spellings")
+        parts[name][part] = tensors[key]
+        spellings[name] |= {spelling} - {""}
+    if unknown or not parts:
+        raise AdapterError(_unknown_text(file, unknown, len(tensors)))
+    whole = all("up" not in given for given in parts.values())
+    layers = [_layer(file, name, parts[name], alpha_of(name), whole) for name in sorted(parts)]
+    return tuple(layers), " and ".join(sorted(set().union(*spellings.values())))
+
+
+def _unknown_text(file: Path, unknown: list[str], total: int) -> str:
+    for ending, what in REFUSED.items():
+        if found := next((key for key in unknown if key.endswith(f".{ending}")), None):
+            return (
+                f"{file}: {found} belongs to {what}, which the trainer does not write; "
+                "it is not read"
+            )
+    return (
+        f"{file}: {len(unknown)} of {total} tensors are no adapter weights this version "
+        f"reads, e.g. {', '.join(unknown[:3]) or 'none at all'}; it reads lora_down/lora_up and "
+        "lora_A/lora_B pairs, LoKr, DoRA, full-rank and .diff weights"
+    )
 
 
 def _layer(
-    path: Path,
-    name: str,
-    down: torch.Tensor | None,
-    up: torch.Tensor | None,
-    alpha: torch.Tensor | None,
-) -> LoraLayer:
-    assert down is not None
-    assert up is not None
-    for what, tensor in (("down", down), ("up", up)):
-        if tensor.dtype not in DTYPES or tensor.dim() not in (2, 4):
-            raise AdapterError(
-                f"{path}: {name} has a {what} weight of {tensor.dtype}, shape "
-                f"{list(tensor.shape)}; it must be fp32, fp16 or bf16 with 2 or 4 dimensions"
-            )
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(
-                f"{path}: {name} holds NaN or infinite values, so the training diverged or the "
-                "file is damaged; use an earlier checkpoint"
-            )
-    if up.shape[1] != down.shape[0]:
+    file: Path, name: str, parts: dict[str, torch.Tensor], alpha: float | None, whole: bool
+) -> Layer:
+    where = f"{file}: {name}"
+    given = parts.pop("alpha", None)
+    kind = KINDS.get(frozenset(parts))
+    if kind is None or (kind is FullRankLayer and not whole):
         raise AdapterError(
-            f"{path}: {name} has rank {down.shape[0]} on one side and {up.shape[1]} on the other"
+            f"{where} has {', '.join(sorted(parts)) or 'an alpha only'}, which makes no layer; "
+            "the file is damaged or of another kind"
         )
-    if not down.numel() or not up.numel():
-        raise AdapterError(f"{path}: {name} holds no values; copy or download the file again")
-    if alpha is not None and (alpha.numel() != 1 or not torch.isfinite(alpha).all()):
-        raise AdapterError(f"{path}: {name} has an alpha that is not one finite number")
-    return LoraLayer(name, down, up, None if alpha is None else float(alpha.float()))
+    for part, tensor in parts.items():
+        _check_tensor(where, part, tensor)
+    if given is not None:
+        alpha = _alpha(where, given, needed=set(parts) != {"w1", "w2"})
+    layer = kind(name, alpha, **parts)
+    _check_layer(where, layer)
+    return layer
+
+
+def _alpha(where: str, given: torch.Tensor, needed: bool) -> float | None:
+    # the trainer writes a number too large for fp16 where it means nothing: in a full LoKr
+    if given.numel() != 1 or (needed and not torch.isfinite(given).all()):
+        raise AdapterError(f"{where} has an alpha that is not one finite number")
+    return float(given.float()) if needed else None
+
+
+def _check_tensor(where: str, part: str, tensor: torch.Tensor) -> None:
+    dimensions = DIMENSIONS.get(part, (2, 4))
+    if tensor.dtype not in DTYPES or tensor.dim() not in dimensions:
+        raise AdapterError(
+            f"{where} has a {part} weight of {tensor.dtype}, shape {list(tensor.shape)}; "
+            f"it must be fp32, fp16 or bf16 with {' or '.join(map(str, dimensions))} dimensions"
+        )
+    if not tensor.numel():
+        raise AdapterError(f"{where} holds no values; copy or download the file again")
+    if not torch.isfinite(tensor).all():
+        raise AdapterError(
+            f"{where} holds NaN or infinite values, so the training diverged or the "
+            "file is damaged; use an earlier checkpoint"
+        )
+
+
+def _check_layer(where: str, layer: Layer) -> None:
+    one = other = layer.rank
+    if isinstance(layer, LoraLayer):
+        other = layer.up.shape[1]
+    if isinstance(layer, LokrLayer) and layer.w2_a is not None:
+        other = layer.w2_a.shape[1]
+    if one != other:
+        raise AdapterError(f"{where} has rank {one} on one side and {other} on the other")

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
     from ..engine.files import save_sample
 
     engine = Engine(_device(options.device))
-    engine.plan(request)
     say = _progress(options)
+    engine.plan(request, say)
     result = engine.sample(
         request,
         on_step=lambda step: say(f"step {step.index}/{step.total}"),
@@ -73,17 +74,31 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def lora_show(options: argparse.Namespace) -> dict[str, Any]:
-    """What is in a LoRA file, and with --model, whether it fits."""
-    from ..adapters.read import read_adapter
-    from ..adapters.report import summary
+    """What is in a LoRA file, and with --model, how it fits."""
+    from ..adapters.report import describe, summary
 
-    adapter = read_adapter(options.file)
-    report = summary(adapter)
-    if options.model:
-        report |= _fit(adapter, options)
+    adapter, binding = _open_adapter(options)
     if not options.json:
-        _say(json.dumps(report, indent=2))
-    return report
+        _say(describe(adapter, Path(adapter.path).name, binding))
+    return summary(adapter, binding)
+
+
+def _open_adapter(options: argparse.Namespace) -> tuple[Any, Any]:
+    # an adapter, and with --model how it falls on the model
+    from ..adapters.bind import match
+    from ..adapters.read import read_adapter
+    from ..engine import Engine
+    from ..engine.weights import fetch_link, find_adapter
+
+    engine, say = Engine("cpu"), _progress(options)
+    if not options.model:
+        return read_adapter(fetch_link(options.file, engine.downloads, say)), None
+    spec = get_model(options.model)
+    recipe = Recipe(spec.id, weights=options.weights)
+    file = find_adapter(spec, options.weights, options.file, engine.downloads, say)
+    modules = engine.modules(recipe) or engine.model(recipe).modules
+    adapter = read_adapter(file)
+    return adapter, match(adapter, spec, modules, options.side)
 
 
 def tiny(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +153,7 @@ def _request(options: argparse.Namespace) -> SampleRequest:
         quantize=options.quantize,
         trainer_version=options.trainer_version,
         offload=options.offload,
-        adapters=tuple(parse_lora(text) for text in options.lora),
+        adapters=_adapters(options),
         mode=options.mode,
     )
     return SampleRequest(
@@ -158,6 +173,23 @@ def _request(options: argparse.Namespace) -> SampleRequest:
     )
 
 
+def _adapters(options: argparse.Namespace) -> tuple[AdapterRef, ...]:
+    # the nth --lora-low belongs to the nth --lora; either may be alone
+    pairs = zip_longest(map(parse_lora, options.lora), map(parse_lora, options.lora_low))
+    return tuple(_pair(high, low, options.allow_partial) for high, low in pairs)
+
+
+def _pair(high: AdapterRef | None, low: AdapterRef | None, allow_partial: bool) -> AdapterRef:
+    given = [ref for ref in (high, low) if ref is not None]
+    if len({ref.multiplier for ref in given}) > 1:
+        raise InvalidInputError(
+            "--lora and --lora-low of a pair have one multiplier, as in the trainer; "
+            f"{given[0].multiplier} and {given[1].multiplier} were given"
+        )
+    path, low_path = (ref.path if ref else "" for ref in (high, low))
+    return AdapterRef(path, given[0].multiplier, low_path, allow_partial)
+
+
 def parse_lora(text: str) -> AdapterRef:
     """FILE or FILE:MULTIPLIER. Raises InvalidInputError for a multiplier that is no number."""
     found = re.fullmatch(r"(.{2,}):([^/\\]*)", text)  # C:\a.safetensors has no multiplier
@@ -171,21 +203,6 @@ def parse_lora(text: str) -> AdapterRef:
         raise InvalidInputError(
             f"--lora {text}: {found[2]!r} is not a number; write FILE or FILE:MULTIPLIER"
         ) from None
-
-
-def _fit(adapter: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from ..adapters.bind import match
-    from ..engine import Engine
-
-    spec = get_model(options.model)
-    model = Engine("cpu").model(Recipe(spec.id, weights=options.weights))
-    binding = match(adapter, spec, model.modules)
-    return {
-        "model": spec.id,
-        "bound": len(binding.bound),
-        "unbound": list(binding.unbound),
-        "mismatched": list(binding.mismatched),
-    }
 
 
 def _device(name: str | None) -> str | None:

@@ -84,7 +84,25 @@ def _add_sample(commands: Any) -> None:
         default="huggingface",
         help="huggingface, tiny, a diffusers folder, or a .safetensors file",
     )
-    add("--lora", action="append", default=[], metavar="FILE[:MULT]", help="may be repeated")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:MULT]",
+        help="a file, a peft folder, https://... or hf://owner/repo/file; may be repeated",
+    )
+    add(
+        "--lora-low",
+        action="append",
+        default=[],
+        metavar="FILE[:MULT]",
+        help="the low-noise file beside --lora, for models with two experts",
+    )
+    add(
+        "--allow-partial",
+        action="store_true",
+        help="leave out layers of a LoRA that do not fit, instead of refusing it",
+    )
     add("--prompt", required=True, help="inline flags (--w 512 ...) are read as the trainer reads")
     add("--negative", default="", metavar="N", help="negative prompt")
     add("--width", type=int, default=0, help="px")
@@ -109,10 +127,13 @@ def _add_sample(commands: Any) -> None:
 def _add_lora(commands: Any) -> None:
     group = commands.add_parser("lora", help="look into LoRA files")
     actions = group.add_subparsers(dest="lora_command", required=True, metavar="COMMAND")
-    show = _add(actions, "show", "show a LoRA file: format, rank, alpha, metadata")
-    show.add_argument("file", metavar="FILE")
+    show = _add(actions, "show", "show a LoRA file: format, rank, alpha, strength, metadata")
+    show.add_argument("file", metavar="FILE", help="or a peft folder, https://..., hf://...")
     show.add_argument("--model", metavar="ID", help="also bind it to this model")
     show.add_argument("--weights", default="huggingface", help="of that model")
+    show.add_argument(
+        "--side", default="", choices=("", "high", "low"), help="expert the file is for"
+    )
     show.set_defaults(command="lora show")
 
 

@@ -37,6 +37,12 @@ class CheckpointError(InvalidInputError):
     code = "bad_checkpoint"
 
 
+class DownloadError(InvalidInputError):
+    """A link is refused, or what it leads to could not be fetched; partial files are kept."""
+
+    code = "download_failed"
+
+
 class MissingDependencyError(AitkError):
     code, http_status = "missing_dependency", 501
 

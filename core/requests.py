@@ -20,13 +20,22 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """An adapter file and the trainer's network_multiplier for it."""
+    """An adapter and the trainer's network_multiplier for it.
+
+    path: a file, a peft folder, an https:// or hf:// address, or "tiny". low: the low-noise file
+    of a model with two experts; path is then the high-noise one, and may be empty.
+    allow_partial: whether layers that do not fit the model are left out instead of refused.
+    """
 
     path: str
     multiplier: float = 1.0
+    low: str = ""
+    allow_partial: bool = False
 
     def __post_init__(self) -> None:
         _check_number("multiplier", self.multiplier)
+        if not (self.path or self.low):
+            raise InvalidInputError("an adapter needs a file; give the name of one")
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,15 @@ class Defaults:
 class LoraLayout:
     """How the trainer names the layers of a model in a saved LoRA file.
 
-    prefixes: (prefix in the file, component it lies in), e.g. ("lora_unet", "unet").
+    prefixes: (prefix in the file, component it lies in), e.g. ("lora_unet", "unet"); the first
+    is the denoiser's.
     separator: what stands for the dots of a module path, "_" (kohya) or "." (peft).
-    alpha: whether a layer's `.alpha` scales it (alpha / rank); otherwise the scale is 1.
+    alpha: whether the trainer writes a layer's `.alpha`, which scales it (alpha / rank).
     targets: parts of the module paths that the trainer's network covers.
     base_model: what the trainer writes as ss_base_model_version.
+    original: the names of the model's first release, which files may have instead of the module
+    paths: a key of adapters.names.ORIGINAL.
+    experts: components with the high-noise and the low-noise expert, if there are two.
     """
 
     prefixes: tuple[tuple[str, str], ...]
@@ -40,6 +44,13 @@ class LoraLayout:
     alpha: bool
     targets: tuple[str, ...]
     base_model: str
+    original: str = ""
+    experts: tuple[str, ...] = ()
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """The components that do the denoising: one, or two experts."""
+        return self.experts or (self.prefixes[0][1],)
 
 
 @dataclass(frozen=True)

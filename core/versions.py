@@ -15,12 +15,16 @@ from .errors import InvalidInputError, one_of
 
 @dataclass(frozen=True)
 class Change:
-    """One behaviour of the trainer that is not the same in all of its versions."""
+    """One behaviour of the trainer that is not the same in all of its versions.
+
+    of_adapter: it concerns one adapter by itself, so that others may differ beside it.
+    """
 
     name: str
     since: str  # first trainer version that has it
     what: str
     source: str
+    of_adapter: bool = False
 
 
 CHANGES = (
@@ -29,6 +33,14 @@ CHANGES = (
         "0.9.1",
         "CLIP prompts are tokenized as typed; before, ftfy repaired them first",
         "ostris/ai-toolkit@27a03a91 requirements_base.txt (transformers 4.57.3 to 5.5.3)",
+    ),
+    Change(
+        "lokr_by_factors",
+        "0.10.24",
+        "live LoKr on Linear layers is computed factor by factor in the dtype of the output; "
+        "before, as one layer with the summed weight",
+        "ostris/ai-toolkit@27a03a91 toolkit/models/lokr.py::LokrModule._call_forward_fast_linear",
+        of_adapter=True,
     ),
 )
 
@@ -42,8 +54,8 @@ class Profile:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """Names of the rows of CHANGES that this version has."""
-        return tuple(row.name for row in CHANGES if self.has(row.name))
+        """Names of the rows of CHANGES that this version has, but for those of one adapter."""
+        return tuple(row.name for row in CHANGES if self.has(row.name) and not row.of_adapter)
 
     def has(self, change: str) -> bool:
         """Whether this version already behaves as the named row of CHANGES says."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,26 @@ from typing import Any
 import torch
 
 from ..adapters.apply import AdapterState, Applied
-from ..adapters.bind import bind, check_layout
-from ..adapters.read import Adapter, read_adapter
-from ..core.errors import InvalidInputError
-from ..core.prompts import Settings, parse_flags, replace_trigger, resolve
-from ..core.requests import MAX_SIDE, Recipe, SampleRequest
+from ..adapters.bind import Binding, BoundLayer, bind, check_layout, match
+from ..adapters.cache import AdapterCache
+from ..adapters.layer import is_quantized
+from ..adapters.originals import StoredWeights
+from ..adapters.read import Adapter
+from ..core.errors import CheckpointError
+from ..core.requests import AdapterRef, Recipe, SampleRequest
 from ..core.results import SampleResult
 from ..core.specs import ModelSpec
-from ..core.versions import Profile, get_profile, profile_for_adapters
 from ..pipelines._loading import LoadedModel, load_model
 from ..pipelines._process import ONE_AT_A_TIME
 from ..pipelines._quiet import quiet_libraries
 from ..pipelines._registry import get_model
 from ..pipelines._render import RenderContext, Step, fit_projection
+from ..pipelines._skeleton import skeleton
 from .numerics import trainer_numerics
 from .placement import choose_offload, default_device, placed
-from .weights import find_adapter, find_weights
+from .plan import Plan, PlannedAdapter, adapter_files, make_plan
+from .weights import Stamp, cache_folder, find_adapter, find_weights, weights_stamp
 
-ADAPTERS_KEPT = 4
-LATENT_PIXELS = 8  # px per latent
-LEAST_SIDE = 64  # px
 LIBRARIES = ("ai-toolkit-inference", "torch", "diffusers", "transformers", "numpy", "pillow")
 
 
@@ -41,51 +39,38 @@ def _ignore(_: Any) -> None:
     return None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A request with everything decided that needs no weights."""
-
-    spec: ModelSpec
-    settings: Settings
-    profile: Profile
-    adapters: tuple[tuple[Adapter, float], ...]
-    live: bool
-
-
 @dataclass
 class _Base:
-    key: tuple[str, str, str]
+    key: tuple[str, str, str, Stamp]  # model id, where its weights are, dtype, their state there
     weights: str  # as the recipe names them
     model: LoadedModel
     adapters: AdapterState
+    quantized: bool
+    bindings: dict[tuple[str, str, bool], tuple[BoundLayer, ...]] = field(default_factory=dict)
 
 
 class Engine:
     """Renders sample requests; keeps the last model, and switches adapters on it.
 
     Safe to call from several threads: one render runs at a time in a process.
+    downloads: where LoRA files behind links are kept; a folder of the cache if not given.
     """
 
-    def __init__(self, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, device: str | torch.device | None = None, downloads: Path | None = None
+    ) -> None:
         self.device = torch.device(device) if device else default_device()
         self._lock = ONE_AT_A_TIME
         self._base: _Base | None = None
-        self._files: OrderedDict[tuple[str, str, int, int], Adapter] = OrderedDict()
+        self.downloads = downloads or cache_folder() / "loras"
+        self._adapters = AdapterCache()
+        self._skeleton: tuple[tuple[str, str], dict[str, Any]] | None = None
         self.loads = 0  # how often weights were read, for tests and metrics
 
-    def plan(self, request: SampleRequest) -> Plan:
+    def plan(self, request: SampleRequest, on_status: Callable[[str], None] = _ignore) -> Plan:
         """Everything that can be decided, and refused, before weights are read."""
         recipe = request.recipe
-        spec = get_model(recipe.model)
-        settings = _fit_latents(spec, request, resolve(spec, request))
-        adapters = [(self.adapter(recipe, ref.path), ref.multiplier) for ref in recipe.adapters]
-        if settings.multiplier is not None:
-            adapters = [(adapter, settings.multiplier) for adapter, _ in adapters]
-        if recipe.trainer_version == "auto":
-            profile = profile_for_adapters(tuple(adapter.metadata for adapter, _ in adapters))
-        else:
-            profile = get_profile(recipe.trainer_version)
-        return Plan(spec, settings, profile, tuple(adapters), live=recipe.mode == "live")
+        return make_plan(request, lambda path: self.adapter(recipe, path, on_status))
 
     def sample(
         self,
@@ -99,7 +84,7 @@ class Engine:
         on_step, on_status: told of progress; raising in them stops the run and leaves the base
         as it was loaded. previews: whether Step.preview() will be called.
         """
-        plan = self.plan(request)
+        plan = self.plan(request, on_status)
         with self._lock:
             started = time.perf_counter()
             base = self._load(request.recipe, plan.spec, on_status)
@@ -110,23 +95,46 @@ class Engine:
         info = _info(plan, request.recipe, base.model, applied, seconds)
         return SampleResult(frames=frames, fps=float(plan.settings.fps), info=info)
 
-    def adapter(self, recipe: Recipe, path: str) -> Adapter:
-        """The adapter at a path (or `tiny`), read once and kept.
+    def adapter(
+        self, recipe: Recipe, path: str, on_status: Callable[[str], None] = _ignore
+    ) -> Adapter:
+        """The adapter at a path, an address or `tiny`, fetched and read once and kept.
 
         Raises AdapterError if it is unreadable or its layers are not named as the model's are.
         """
         spec = get_model(recipe.model)
-        adapter = self._read(find_adapter(spec, recipe.weights, path))
+        file = find_adapter(spec, recipe.weights, path, self.downloads, on_status)
+        adapter = self._adapters.get(file)
         check_layout(adapter, spec)
         return adapter
+
+    def fit(
+        self, recipe: Recipe, ref: AdapterRef, on_status: Callable[[str], None] = _ignore
+    ) -> list[tuple[Adapter, Binding | None]]:
+        """The files of an adapter, each with how it falls on the model's modules; loads no weights.
+
+        None where the model is not on this machine yet, so that only the names were looked at.
+        Raises AdapterError if a file does not fit completely, unless ref.allow_partial.
+        """
+        spec, modules = get_model(recipe.model), self.modules(recipe)
+        fits: list[tuple[Adapter, Binding | None]] = []
+        for path, side in adapter_files(spec, ref):
+            adapter = self.adapter(recipe, path, on_status)
+            if modules is None:
+                fits.append((adapter, None))
+                continue
+            bind(adapter, spec, modules, side, ref.allow_partial)
+            fits.append((adapter, match(adapter, spec, modules, side)))
+        return fits
 
     def holds(self, recipe: Recipe) -> bool:
         """Whether the recipe's base model is in memory, so that a sample loads nothing."""
         base = self._base
         if base is None:
             return False
-        held = (base.key[0], base.weights, base.key[2])
-        return held == (recipe.model, recipe.weights, recipe.dtype)
+        model, source, dtype, stamp = base.key
+        held = (model, base.weights, dtype) == (recipe.model, recipe.weights, recipe.dtype)
+        return held and weights_stamp(Path(source)) == stamp
 
     def unload(self) -> None:
         """Drops the model from memory."""
@@ -135,6 +143,20 @@ class Engine:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def modules(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The modules that adapters bind to: of the model in memory, or empty ones from its
+        configurations; None where these are not on this machine yet."""
+        base, spec = self._base, get_model(recipe.model)
+        if base is not None and self.holds(recipe):
+            return base.model.modules
+        if recipe.weights == "huggingface" or Path(recipe.weights).suffix == ".safetensors":
+            return None
+        key = (spec.id, recipe.weights)
+        if self._skeleton is None or self._skeleton[0] != key:
+            folder, _ = find_weights(spec, recipe.weights, _ignore)
+            self._skeleton = (key, skeleton(spec, folder))
+        return self._skeleton[1]
+
     def model(self, recipe: Recipe) -> LoadedModel:
         """The recipe's base model, loaded, with no adapter applied."""
         with self._lock:
@@ -142,44 +164,43 @@ class Engine:
             base.adapters.clear()
             return base.model
 
-    def _read(self, file: Path) -> Adapter:
-        if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
-            return read_adapter(file)  # says what is wrong
-        stat = file.stat()
-        key = (str(file), str(file.resolve()), stat.st_mtime_ns, stat.st_size)
-        with self._lock:
-            if key not in self._files:
-                self._files[key] = read_adapter(file)
-            self._files.move_to_end(key)
-            while len(self._files) > ADAPTERS_KEPT:
-                self._files.popitem(last=False)
-            return self._files[key]
-
     def _load(self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]) -> _Base:
         if self._base is not None and self.holds(recipe):
             return self._base
         source, configs = find_weights(spec, recipe.weights, on_status)
-        key = (spec.id, str(source), recipe.dtype)
+        key = (spec.id, str(source), recipe.dtype, weights_stamp(source))
         if self._base is None or self._base.key != key:
             self.unload()
             on_status(f"Loading {spec.title}")
             with torch.inference_mode(False), torch.no_grad():
                 model = load_model(spec, source, configs, recipe.dtype, self.device)
             self.loads += 1
-            self._base = _Base(key, recipe.weights, model, AdapterState(self.device))
+            state = AdapterState(self.device, StoredWeights(model.folders))
+            modules = model.modules.values()
+            quantized = any(
+                is_quantized(weight) for part in modules for weight in part.parameters()
+            )
+            self._base = _Base(key, recipe.weights, model, state, quantized)
         return self._base
 
     def _switch(self, base: _Base, plan: Plan) -> tuple[Applied, ...]:
+        kept = [key for key in base.bindings if key[0] in self._adapters]
+        base.bindings = {key: base.bindings[key] for key in kept}
         applied = tuple(
             Applied(
-                adapter.digest,
-                bind(adapter, plan.spec, base.model.modules),
-                multiplier,
-                plan.live,
+                planned.adapter.digest,
+                _bind(base, plan.spec, planned),
+                planned.multiplier,
+                _is_live(plan.mode, planned.adapter, base),
+                planned.profile,
             )
-            for adapter, multiplier in plan.adapters
+            for planned in plan.adapters
         )
-        base.adapters.switch(applied)
+        try:
+            base.adapters.switch(applied)
+        except CheckpointError:  # the base cannot be restored
+            self.unload()
+            raise
         return applied
 
     def _render(
@@ -209,38 +230,17 @@ class Engine:
             return plan.spec.render(context)
 
 
-def _fit_latents(spec: ModelSpec, request: SampleRequest, settings: Settings) -> Settings:
-    # given latents decide the size; a size asked for beside them must agree
-    if request.latents is None:
-        return settings
-    shape = _latents_shape(spec, request.latents)
-    height, width = shape[2] * LATENT_PIXELS, shape[3] * LATENT_PIXELS
-    _, flags = parse_flags(replace_trigger(request.prompt, request.trigger_word))
-    for name, given in (("width", width), ("height", height)):
-        asked = flags.get(name, getattr(request, name))
-        if asked not in (0, given):
-            raise InvalidInputError(f"{name}={asked} but the latents are {given} px; use 0")
-    for side in (width, height):
-        if side % spec.multiple_of or not LEAST_SIDE <= side <= MAX_SIDE:
-            raise InvalidInputError(
-                f"latents of {width}x{height} px; both sides must be multiples of "
-                f"{spec.multiple_of} from {LEAST_SIDE} to {MAX_SIDE}"
-            )
-    return replace(settings, width=width, height=height)
+def _is_live(mode: str, adapter: Adapter, base: _Base) -> bool:
+    # Upstream: ostris/ai-toolkit@27a03a91 jobs/process/BaseSDTrainProcess.py (can_merge_in)
+    return mode == "live" or adapter.live_only or (mode == "as_trainer" and base.quantized)
 
 
-def _latents_shape(spec: ModelSpec, latents: Any) -> tuple[int, ...]:
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise InvalidInputError(f"latents are of {kind}; they must be a tensor of floats")
-    if latents.dim() != 4 or latents.shape[:2] != (1, spec.latent_channels):
-        raise InvalidInputError(
-            f"latents have the shape {list(latents.shape)}; {spec.id} takes one image: "
-            f"(1, {spec.latent_channels}, H/8, W/8)"
-        )
-    if not latents.isfinite().all():
-        raise InvalidInputError("latents hold NaN or infinite values; mend what made them")
-    return tuple(latents.shape)
+def _bind(base: _Base, spec: ModelSpec, planned: PlannedAdapter) -> tuple[BoundLayer, ...]:
+    adapter, side, partial = planned.adapter, planned.side, planned.allow_partial
+    key = (adapter.digest, side, partial)
+    if key not in base.bindings:
+        base.bindings[key] = bind(adapter, spec, base.model.modules, side, partial)
+    return base.bindings[key]
 
 
 def _info(
@@ -263,14 +263,16 @@ def _info(
         "trainer_commit": plan.profile.commit,
         "adapters": [
             {
-                "file": Path(adapter.path).name,
-                "sha256": adapter.digest,
-                "multiplier": multiplier,
+                "file": Path(planned.adapter.path).name,
+                "sha256": planned.adapter.digest,
+                "multiplier": planned.multiplier,
+                **({"side": planned.side} if planned.side else {}),
                 "mode": "live" if act.live else "merged",
                 "layers": len(act.layers),
-                "effective": adapter.effective,
+                "left_out": len(planned.adapter.layers) - len({b.layer.name for b in act.layers}),
+                "effective": planned.adapter.effective,
             }
-            for (adapter, multiplier), act in zip(plan.adapters, applied, strict=True)
+            for planned, act in zip(plan.adapters, applied, strict=True)
         ],
         **settings,
         "libraries": library_versions(),

@@ -12,8 +12,10 @@ from ..core.errors import CheckpointError, InvalidInputError
 from ..core.specs import ModelSpec
 from ..pipelines._loading import check_folder, check_index
 from ..pipelines._single_file import check_single_file
+from .downloads import fetch_adapter, is_remote
 
 CONFIGS = ["*.json", "*/*.json", "*/merges.txt", "*/vocab.json"]  # all but the weights
+Stamp = tuple[tuple[str, int, int], ...]
 TINY_FORMAT = 1  # part of the cache path; raise it when tiny checkpoints change
 
 
@@ -73,15 +75,37 @@ def check_local(spec: ModelSpec, weights: str) -> Path:
     return path
 
 
-def find_adapter(spec: ModelSpec, weights: str, path: str) -> Path:
-    """The file of an adapter: `tiny` is a random one for the tiny weights, the rest is a path."""
+def weights_stamp(source: Path) -> Stamp:
+    """Size and time of every weights file of a checkpoint; other ones mean other weights."""
+    files = [source] if os.path.isfile(source) else sorted(source.glob("*/*.safetensors"))
+    return tuple((str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
+
+
+def find_adapter(
+    spec: ModelSpec,
+    weights: str,
+    path: str,
+    downloads: Path,
+    on_status: Callable[[str], None],
+) -> Path:
+    """The file of an adapter: `tiny` is a random one for the tiny weights.
+
+    downloads: the folder that addresses are fetched into, once.
+    """
     if path != "tiny":
-        return Path(path).expanduser()
+        return fetch_link(path, downloads, on_status)
     if weights != "tiny":
         raise InvalidInputError(
             f"the LoRA 'tiny' fits the weights 'tiny' only, not {weights!r}; choose a trained LoRA"
         )
     return tiny_lora(spec)
+
+
+def fetch_link(path: str, downloads: Path, on_status: Callable[[str], None]) -> Path:
+    """The file at a path, or behind an address."""
+    if is_remote(path):
+        return fetch_adapter(path, downloads, on_status)
+    return Path(path).expanduser()
 
 
 def tiny_lora(spec: ModelSpec, seed: int = 0) -> Path:

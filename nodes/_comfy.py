@@ -7,19 +7,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import AitkError
+
 CATEGORY = "AI Toolkit"
 MODEL_FOLDERS = ("diffusers", "aitk")
 FILE_FOLDERS = ("checkpoints", "aitk")
+DOWNLOADS = "aitk_downloads"  # in the first loras folder
 
 
 @cache
 def engine() -> Any:
     """The engine all nodes share, on the device ComfyUI computes on."""
     import comfy.model_management
+    import folder_paths
 
     from ..engine import Engine
 
-    return Engine(comfy.model_management.get_torch_device())
+    downloads = Path(folder_paths.get_folder_paths("loras")[0]) / DOWNLOADS
+    return Engine(comfy.model_management.get_torch_device(), downloads)
 
 
 def list_weights() -> list[str]:
@@ -44,6 +49,28 @@ def find_lora(name: str) -> str:
     import folder_paths
 
     return folder_paths.get_full_path_or_raise("loras", name)
+
+
+def is_link(name: str) -> bool:
+    """Whether a LoRA's name is an address to fetch it from."""
+    from ..engine.downloads import is_remote
+
+    return is_remote(name)
+
+
+def link_problem(url: str) -> str:
+    """What is wrong with the address of a LoRA; empty if nothing is, or if there is none."""
+    from ..engine.downloads import is_remote, read_link
+
+    if not url.strip():
+        return ""
+    if not is_remote(url):
+        return f"url={url!r}; it must start with https:// or hf://, or be empty"
+    try:
+        read_link(url)
+    except AitkError as error:
+        return str(error)
+    return ""
 
 
 def make_room() -> None:

@@ -6,9 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import InvalidInputError
 from ..core.requests import MODES, AdapterRef, Recipe
-from ..pipelines._registry import get_model
 from . import _comfy
 
 NONE = "none"
@@ -32,6 +30,7 @@ class ApplyAIToolkitLoRA:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         loras = _comfy.list_loras()
         return {
+            "hidden": {"unique_id": "UNIQUE_ID"},
             "required": {
                 "model": ("AITK_MODEL", {"tooltip": "The recipe to put the LoRA on."}),
                 "lora_name": (
@@ -65,26 +64,45 @@ class ApplyAIToolkitLoRA:
                     list(MODES),
                     {
                         "tooltip": "as_trainer merges the LoRA into the weights, as the trainer "
-                        "does for a sample list with one multiplier; live computes it beside the "
-                        "layers, as the trainer does for several multipliers."
+                        "does for a sample list with one multiplier, and computes it beside the "
+                        "layers where the trainer does: for a DoRA and on quantized weights. live "
+                        "is what the trainer does for several multipliers."
+                    },
+                ),
+                "allow_partial": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Leave out layers that do not fit the model, instead of "
+                        "refusing the file. The report names them.",
+                    },
+                ),
+                "url": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Instead of lora_name: https:// or hf://owner/repo/file. "
+                        "Fetched once into the loras folder. Tokens come from the environment, "
+                        "never from here.",
                     },
                 ),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, multiplier: float) -> bool | str:
+    def VALIDATE_INPUTS(cls, multiplier: float, url: str = "") -> bool | str:
         if not math.isfinite(multiplier) or abs(multiplier) > 100:
             return f"multiplier={multiplier}; it must be a number from -100 to 100"
-        return True
+        return _comfy.link_problem(url) or True
 
     @classmethod
-    def IS_CHANGED(cls, lora_name: str, **_: Any) -> str:
-        if lora_name == TINY:
-            return TINY
+    def IS_CHANGED(
+        cls, lora_name: str, lora_name_low: str = NONE, url: str = "", **_: Any
+    ) -> tuple[Any, ...]:
         # a training that goes on writes the same file again
-        stat = Path(_comfy.find_lora(lora_name)).stat()
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        names = [url.strip() or lora_name, lora_name_low]
+        files = [Path(_comfy.find_lora(name)) for name in names if _is_file(name)]
+        return (*names, *((stat.st_mtime_ns, stat.st_size) for stat in map(Path.stat, files)))
 
     def apply(
         self,
@@ -93,16 +111,24 @@ class ApplyAIToolkitLoRA:
         multiplier: float,
         lora_name_low: str = NONE,
         mode: str = "as_trainer",
+        allow_partial: bool = False,
+        url: str = "",
+        unique_id: str = "",
     ) -> tuple[Recipe, str]:
         from ..adapters.report import describe
 
-        spec = get_model(model.model)
-        if lora_name_low != NONE:
-            raise InvalidInputError(
-                f"{spec.id} has one transformer, so lora_name_low={lora_name_low!r} has no place; "
-                f"choose {NONE!r}"
-            )
-        path = TINY if lora_name == TINY else _comfy.find_lora(lora_name)
-        adapter = _comfy.engine().adapter(model, path)
-        recipe = model.with_adapter(AdapterRef(path, multiplier), mode)
-        return recipe, describe(adapter, name=lora_name)
+        name = url.strip() or lora_name
+        low = "" if lora_name_low == NONE else _comfy.find_lora(lora_name_low)
+        path = _comfy.find_lora(name) if _is_file(name) else name
+        ref = AdapterRef(path, multiplier, low, allow_partial)
+        fits = _comfy.engine().fit(model, ref, _comfy.status_reporter(unique_id))
+        names = [name, lora_name_low]
+        texts = [
+            describe(adapter, name, binding)
+            for (adapter, binding), name in zip(fits, names, strict=False)
+        ]
+        return model.with_adapter(ref, mode), "\n\n".join(texts)
+
+
+def _is_file(name: str) -> bool:
+    return name not in (TINY, NONE) and not _comfy.is_link(name)

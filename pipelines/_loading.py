@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class LoadedModel:
     """A model's parts in memory.
 
     modules: component name -> module of `dtype`. tokenizers: component name -> tokenizer.
-    device: where it computes; offloaded modules wait elsewhere.
+    device: where it computes; offloaded modules wait elsewhere. folders: component name -> folder
+    whose files hold its weights under the names of the module; none for a single file.
     """
 
     spec: ModelSpec
@@ -40,6 +41,7 @@ class LoadedModel:
     device: torch.device
     modules: dict[str, Any]
     tokenizers: dict[str, Any]
+    folders: dict[str, Path] = field(default_factory=dict)
     projection: torch.Tensor | None = None  # latents to RGB, (C + 1, 3), for previews
 
     @property
@@ -65,13 +67,14 @@ def load_model(
     """
     _check_tokenizer_files(spec, configs or source)
     keep_rng = torch.random.fork_rng(devices=[])  # building a module may draw numbers
-    with ONE_AT_A_TIME, quiet_libraries(), keep_rng, _checkpoint_errors(spec, source):
+    with ONE_AT_A_TIME, quiet_libraries(), keep_rng, checkpoint_errors(spec, source):
         pipeline = _read(spec, source, configs, DTYPES[dtype])
         modules = _modules(spec, pipeline, source, whole=configs is None, dtype=DTYPES[dtype])
         tokenizers = {
             name: part for name, part in pipeline.components.items() if name.startswith("tokenizer")
         } | _clip_tokenizers(spec, configs or source)
-    return LoadedModel(spec, DTYPES[dtype], device, modules, tokenizers)
+    folders = {name: source / name for name in spec.components} if configs is None else {}
+    return LoadedModel(spec, DTYPES[dtype], device, modules, tokenizers, folders)
 
 
 def check_folder(spec: ModelSpec, folder: Path) -> None:
@@ -137,7 +140,7 @@ def _read(spec: ModelSpec, source: Path, configs: Path | None, dtype: torch.dtyp
 
 
 @contextmanager
-def _checkpoint_errors(spec: ModelSpec, source: Path) -> Iterator[None]:
+def checkpoint_errors(spec: ModelSpec, source: Path) -> Iterator[None]:
     # the libraries raise anything over a damaged file; tokenizers even a plain Exception
     try:
         yield

@@ -109,6 +109,7 @@ FLUX_DEV = ModelSpec(
         alpha=False,
         targets=("transformer_blocks", "self_attn", "mlp"),
         base_model="flux.1",
+        original="bfl-flux",
     ),
     source="ostris/ai-toolkit@27a03a91 toolkit/stable_diffusion_model.py::StableDiffusion",
     components=("text_encoder", "text_encoder_2", "transformer", "vae"),

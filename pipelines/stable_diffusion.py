@@ -242,6 +242,7 @@ SDXL = replace(
             ("lora_te2", "text_encoder_2"),
         ),
         base_model="sdxl_1.0",
+        original="sgm",
     ),
     components=("text_encoder", "text_encoder_2", "unet", "vae"),
     check=check_steps,

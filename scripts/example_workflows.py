@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[dict[str, str], list[str], dict[str, str]]] = {
     ),
     "ApplyAIToolkitLoRA": (
         {"model": "AITK_MODEL"},
-        ["lora_name", "multiplier", "lora_name_low", "mode"],
+        ["lora_name", "multiplier", "lora_name_low", "mode", "allow_partial", "url"],
         {"model": "AITK_MODEL", "report": "STRING"},
     ),
     "AIToolkitSample": (
@@ -73,6 +73,17 @@ def picture(model: str) -> dict[str, Any]:
     }
 
 
+def stack(model: str) -> dict[str, Any]:
+    """Two LoRAs on one model, in this order, with multipliers of their own; API format."""
+    return {
+        "1": _node("LoadAIToolkitModel", **_load(model)),
+        "2": _node("ApplyAIToolkitLoRA", model=["1", 0], **_lora(1.0)),
+        "3": _node("ApplyAIToolkitLoRA", model=["2", 0], **_lora(-0.4)),
+        "4": _node("AIToolkitSample", model=["3", 0], **_sample()),
+        "5": _node("SaveImage", images=["4", 0], filename_prefix="aitk/lora_stack"),
+    }
+
+
 def strength_clip(model: str) -> dict[str, Any]:
     """One sample at rising LoRA multipliers, as frames of a clip; API format."""
     graph = {"1": _node("LoadAIToolkitModel", **_load(model))}
@@ -95,6 +106,7 @@ def workflows() -> Iterator[tuple[str, dict[str, Any]]]:
     for spec in list_models():
         yield f"{spec.id}_lora", picture(spec.id)
     yield "lora_strength_clip", strength_clip("sd15")
+    yield "lora_stack", stack("flux")
 
 
 def editor_format(graph: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +170,8 @@ def _lora(multiplier: float) -> dict[str, Any]:
         "multiplier": multiplier,
         "lora_name_low": "none",
         "mode": "as_trainer",
+        "allow_partial": False,
+        "url": "",
     }
 
 

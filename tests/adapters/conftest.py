@@ -1,16 +1,29 @@
-"""Layers of seeded random LoRAs, bound to modules by hand."""
+"""Seeded random layers of every kind, bound to modules by hand or written to files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ai_toolkit_inference.adapters.apply import Applied
 from ai_toolkit_inference.adapters.bind import BoundLayer
-from ai_toolkit_inference.adapters.read import LoraLayer
+from ai_toolkit_inference.adapters.dora import DoraLayer
+from ai_toolkit_inference.adapters.full import DiffLayer, FullRankLayer
+from ai_toolkit_inference.adapters.layer import Layer
+from ai_toolkit_inference.adapters.lokr import LokrLayer
+from ai_toolkit_inference.adapters.lora import LoraLayer
+
+ENDINGS = {
+    "down": "lora_down.weight",
+    "up": "lora_up.weight",
+    **{part: f"lokr_{part}" for part in ("w1", "w2", "w2_a", "w2_b")},
+}
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +48,7 @@ def bound() -> Callable[..., BoundLayer]:
 
         down = draw(rank, *shape[1:])
         up = draw(shape[0], rank, *(1,) * (len(shape) - 2))
-        return BoundLayer(path, module, LoraLayer(path, down, up, scale * rank), scale)
+        return BoundLayer(path, module, LoraLayer(path, scale * rank, down, up))
 
     return bound
 
@@ -50,3 +63,53 @@ def applied() -> Callable[..., Applied]:
         return Applied(digest, tuple(layers), multiplier, live)
 
     return applied
+
+
+@pytest.fixture(scope="session")
+def draw_layer() -> Callable[..., Layer]:
+    """A seeded random layer of a kind, in the shapes of a module."""
+
+    def draw_layer(kind: str, module: Any, seed: int = 0, alpha: float | None = 2.0) -> Layer:
+        generator = torch.Generator().manual_seed(seed)
+        out, *inner = module.weight.shape
+
+        def draw(*sides: int) -> torch.Tensor:
+            return torch.randn(sides, generator=generator) / 8
+
+        if kind in ("lora", "dora"):
+            parts = {"down": draw(4, *inner), "up": draw(out, 4, *(1,) * (len(inner) - 1))}
+            if kind == "dora":
+                lengths = module.weight.float().flatten(1).norm(dim=1)
+                return DoraLayer("x", alpha, **parts, magnitude=lengths * (1 + draw(out)))
+            return LoraLayer("x", alpha, **parts)
+        if kind == "lokr":
+            return LokrLayer("x", alpha, draw(2, 2), draw(out // 2, inner[0] // 2, *inner[1:]))
+        if kind == "lokr factored":
+            sides = module.weight[0].numel() // 2
+            return LokrLayer("x", alpha, draw(2, 2), None, draw(out // 2, 3), draw(3, sides))
+        if kind == "fullrank":
+            return FullRankLayer("x", None, draw(out, *inner))
+        bias = draw(out) if kind == "diff" else None
+        return DiffLayer("x", None, draw(out, *inner), bias)
+
+    return draw_layer
+
+
+@pytest.fixture(scope="session")
+def write_layers() -> Callable[..., Path]:
+    """Writes layers as a file: write_layers(path, {"transformer.a": layer}, metadata)."""
+
+    def write_layers(
+        path: Path, layers: dict[str, Layer], metadata: dict[str, str] | None = None
+    ) -> Path:
+        tensors = {}
+        for name, layer in layers.items():
+            for part in fields(layer):
+                if isinstance(value := getattr(layer, part.name), torch.Tensor):
+                    tensors[f"{name}.{ENDINGS.get(part.name, part.name)}"] = value.contiguous()
+            if layer.alpha is not None:
+                tensors[f"{name}.alpha"] = torch.tensor(layer.alpha)
+        save_file(tensors, path, metadata)
+        return path
+
+    return write_layers

@@ -128,13 +128,28 @@ def test_no_such_file(tmp_path, name):
 
 A = "lora_unet_a"
 DOWN, UP, ALPHA = f"{A}.lora_down.weight", f"{A}.lora_up.weight", f"{A}.alpha"
+OTHER = {"b.lora_A.weight": torch.ones(2, 4), "b.lora_B.weight": torch.ones(6, 2)}
+LOKR = {
+    "b.lokr_w1": torch.ones(2, 2),
+    "b.lokr_w2_a": torch.ones(2, 3),
+    "b.lokr_w2_b": torch.ones(3, 2),
+}
 GOOD = {DOWN: torch.ones(2, 4), UP: torch.ones(6, 2), ALPHA: torch.tensor(2.0)}
 TENSORS = {
-    "no up": ({UP: None}, "2 of 2 tensors are no LoRA"),
-    "no down": ({DOWN: None}, "2 of 2 tensors are no LoRA"),
-    "alpha alone": ({DOWN: None, UP: None}, "1 of 1 tensors are no LoRA"),
-    "an unknown key": ({f"{A}.dora_scale": torch.ones(6)}, r"1 of 4 .*dora_scale"),
-    "an unknown layer": ({"transformer.a.diff": torch.ones(6)}, r"1 of 4 .*a\.diff"),
+    "no up": ({UP: None} | OTHER, f"{A} has down, which makes no layer"),
+    "no down": ({DOWN: None}, f"{A} has up, which makes no layer"),
+    "alpha alone": ({DOWN: None, UP: None}, "an alpha only"),
+    "DoRA of others": ({f"{A}.dora_scale": torch.ones(6)}, r"dora_scale belongs to LyCORIS's DoRA"),
+    "LoHa": ({f"{A}.hada_w1_a": torch.ones(6, 2)}, r"hada_w1_a belongs to LoHa"),
+    "a LoRA and a LoKr": ({f"{A}.lokr_w1": torch.ones(2, 2)}, "twice, in different spellings"),
+    "half a LoKr": ({"b.lokr_w1": torch.ones(2, 2)}, "b has w1, which makes no layer"),
+    "other LoKr ranks": (LOKR | {"b.lokr_w2_b": torch.ones(4, 2)}, "rank 4 on one side and 3"),
+    "a LoKr in one dimension": (LOKR | {"b.lokr_w1": torch.ones(2)}, r"w1 weight .*shape \[2\]"),
+    "infinite alpha": (LOKR | {"b.alpha": torch.tensor(INF)}, "alpha that is not one finite"),
+    "a magnitude alone": ({"b.magnitude": torch.ones(2)}, "b has magnitude, which makes"),
+    "a magnitude in rows": ({f"{A}.magnitude": torch.ones(6, 1)}, r"magnitude weight of .*\[6, 1\]"),
+    "a bias without weight": ({"b.diff_b": torch.ones(2)}, "b has diff_b, which makes no layer"),
+    "an unknown layer": ({"transformer.a.bias": torch.ones(6)}, r"1 of 4 .*a\.bias"),
     "a bare weight": ({"unet.conv_in.weight": torch.ones(6, 2)}, "1 of 4 .*conv_in"),
     "other ranks": ({UP: torch.ones(6, 3)}, "rank 2 on one side and 3 on the other"),
     "rank 0": ({DOWN: torch.ones(0, 4), UP: torch.ones(6, 0)}, "no values"),
@@ -153,7 +168,7 @@ TENSORS = {
     "two alphas": ({ALPHA: torch.ones(2)}, "alpha that is not one finite number"),
     "both spellings": (
         {f"{A}.lora_A.weight": torch.ones(2, 4), f"{A}.lora_B.weight": torch.ones(6, 2)},
-        f"{A} is in it both as",
+        f"{A} is in it twice, in different spellings",
     ),
 }
 

@@ -144,7 +144,7 @@ def test_alpha_over_rank_is_the_scale(trained_lora, load, tmp_path, alpha, scale
 
     adapter = read_adapter(change(trained_lora("sd15"), tmp_path, edit))
     layers = bind(adapter, get_model("sd15"), load("sd15").modules)
-    assert {layer.scale for layer in layers} == {scale}
+    assert {bound.layer.scale for bound in layers} == {scale}
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -85,13 +85,14 @@ def test_lora_show(aitk, trained_lora):
     path = trained_lora("sd15", "0.7.19")
     status, stdout, stderr = aitk("lora", "show", path)
     assert (status, stderr) == (0, "")
-    report = json.loads(stdout)
-    assert (report["trainer_version"], report["base_model"]) == ("0.7.19", "sd_1.5")
+    assert "trained on sd_1.5 with ai-toolkit 0.7.19" in stdout
+    assert "strongest blocks" in stdout
     for model, fits in (("sd15", True), ("sdxl", False)):
         options = ("--model", model, "--weights", "tiny", "--json")
         status, stdout, stderr = aitk("lora", "show", path, *options)
         assert (status, stderr) == (0, "")
         report = one_object(stdout)
+        assert (report["trainer_version"], report["base_model"]) == ("0.7.19", "sd_1.5")
         assert (report["unbound"] + report["mismatched"] == []) == fits
         found = report["bound"] + len(report["unbound"]) + len(report["mismatched"])
         assert found == report["layers"]

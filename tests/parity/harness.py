@@ -2,9 +2,10 @@
 
     python tests/parity/harness.py table                the stored results
     python tests/parity/harness.py loras                let the trainer write the LoRA files
+    python tests/parity/harness.py layers               its networks on single layers, as goldens
     python tests/parity/harness.py compare [--store]    trainer against engine, in one run
 
-The last two need AI_TOOLKIT_PATH and AI_TOOLKIT_PYTHON (see docs/parity.md); --store keeps the
+The last three need AI_TOOLKIT_PATH and AI_TOOLKIT_PYTHON (see docs/parity.md); --store keeps the
 trainer's pictures as goldens and the results for the exactness table.
 """
 
@@ -22,9 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import layer_goldens
 import numpy as np
+from arithmetic import bf16_arithmetic
 from PIL import Image
-from rows import GOLDENS, MODELS, PROMPTS, SAMPLE, TRIGGER, Row, all_rows, job, lora_file
+from rows import GOLDENS, PROMPTS, SAMPLE, TRIGGER, Row, all_rows, job, kind_of, lora_file
+from safetensors.torch import load_file
 
 from ai_toolkit_inference import Engine, SampleRequest
 from ai_toolkit_inference.core.requests import AdapterRef, Recipe
@@ -63,10 +67,9 @@ def render(engine: Engine, row: Row, profile: str) -> list[bytes]:
 
 
 def _render_one(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> bytes:
-    adapters = ()
-    if row.multipliers:
-        path = str(lora_file(row.model, profile))
-        adapters = (AdapterRef(path, sample["network_multiplier"]),)
+    adapters = tuple(
+        AdapterRef(str(path), multiplier) for path, multiplier in row.adapters(profile, sample)
+    )
     request = SampleRequest(
         recipe=Recipe(
             row.model.id,
@@ -140,52 +143,51 @@ def trainer_pictures(rows: list[Row], profile: str, out: Path, device: str) -> t
 
 def _check_case(row: Row, entry: dict[str, Any]) -> None:
     # a row is worth nothing if the trainer did something else than it says
-    merged = bool(row.multipliers) and not row.live
-    if row.multipliers and entry["merged"] != merged:
+    if row.multipliers and entry["merged"] != row.merges:
         raise RuntimeError(f"{row.id}: the trainer merged={entry['merged']}")
-    if entry.get("lora_keys_not_loaded") or entry["modules_with_effect"] == (
-        entry["modules"] if not row.multipliers else 0
-    ):
-        raise RuntimeError(f"{row.id}: the trainer did not load the LoRA as given")
+    if not row.multipliers and entry["modules_with_effect"]:
+        raise RuntimeError(f"{row.id}: the trainer's network is not as before its first step")
+    networks = [entry, entry["second"]] if len(row.kinds) > 1 else [entry]
+    for network in networks if row.multipliers else ():
+        if network["lora_keys_not_loaded"] or not network["modules_with_effect"]:
+            raise RuntimeError(f"{row.id}: the trainer did not load the adapters as given")
 
 
-def write_loras() -> None:
-    """Lets the trainer write a LoRA with random weights for every model."""
+def write_loras(pattern: str) -> None:
+    """Lets the trainer write an adapter with random values for every model and kind."""
     profile = trainer_profile()
+    targets = {}
+    for row in all_rows(profile):
+        for kind in row.kinds:
+            targets[lora_file(row.model, profile, kind)] = (row.model, kind)
+    targets = {path: target for path, target in targets.items() if pattern in path.name}
+    jobs = []
+    for path, (model, kind) in targets.items():
+        row = Row(model, "fp32", path.stem.replace(".", "_"), kinds=(kind,))
+        given = job(row, profile, tiny_folder(get_model(model.id)))
+        jobs.append(given | {"name": row.case, "fill": kind_of(model, kind).fill})
     with tempfile.TemporaryDirectory() as folder:
-        for model in MODELS:
-            base = job(Row(model, "fp32", "lora"), profile, tiny_folder(get_model(model.id)))
-            out = Path(folder) / model.id
-            run_trainer([base | {"name": "lora"}], out, "--write-lora")
-            target = lora_file(model, profile)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((out / "lora.safetensors").read_bytes())
+        run_trainer(jobs, Path(folder), "--write-lora")
+        for path, given in zip(targets, jobs, strict=True):
+            written = Path(folder) / f"{given['name']}.safetensors"
+            if not _same_tensors(path, written):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(written.read_bytes())
 
 
-def bf16_arithmetic() -> str:
-    """A fingerprint of this processor's bf16 kernels; equal where they round alike.
+def _same_tensors(path: Path, other: Path) -> bool:
+    if not path.is_file():
+        return False
+    a, b = load_file(path), load_file(other)
+    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
 
-    Without AVX-512 and AMX, bf16 goldens are up to 21 levels off (fp32 ones 1), measured.
-    """
-    import torch
 
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(1, 32, 64, 96, generator=generator).bfloat16() for _ in range(2))
-    kernel = torch.randn(64, 32, 3, 3, generator=generator).bfloat16()
-    convolved = torch.nn.functional.conv2d(x, kernel, padding=1)
-    results = (
-        x.flatten(0, 2) @ y.flatten(0, 2).T[:, :256],
-        convolved,
-        torch.nn.functional.group_norm(convolved, 8),
-        torch.nn.functional.silu(convolved),
-        torch.nn.functional.gelu(x, approximate="tanh"),
-        torch.nn.functional.layer_norm(x, (96,)),
-        torch.nn.functional.scaled_dot_product_attention(x, y, x),
-    )
-    digest = hashlib.sha256()
-    for result in results:
-        digest.update(result.float().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def write_layers() -> None:
+    """Lets the trainer's network classes work on single layers, and keeps what they gave."""
+    script = Path(__file__).with_name("trainer_layers.py")
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([os.environ["AI_TOOLKIT_PYTHON"], str(script), folder], check=True)
+        layer_goldens.store(trainer_profile(), Path(folder))
 
 
 # --- goldens and results ---------------------------------------------------------------------
@@ -232,11 +234,11 @@ def store_results(profile: str, differences: dict[str, list[Difference]], device
     results = load_json(RESULTS)
     libraries = library_versions()
     line = f"diffusers {libraries['diffusers']}, transformers {libraries['transformers']}"
-    for row in all_rows():
+    for row in all_rows(profile):
         if row.id in differences:
             key = f"{row.model.id} {row.dtype} {profile} {device} {line}"
             results[key] = {"pictures": 0, "exact": 0, "most": 0, "torch": libraries["torch"]}
-    for row in all_rows():
+    for row in all_rows(profile):
         for off in differences.get(row.id, ()):
             entry = results[f"{row.model.id} {row.dtype} {profile} {device} {line}"]
             entry["pictures"] += 1
@@ -255,7 +257,7 @@ def _write_json(path: Path, content: Any) -> None:
 def run_comparison(store: bool, device: str, pattern: str) -> int:
     """Trainer against engine. Returns 0 if every picture is the same file."""
     profile = trainer_profile()
-    rows = [row for row in all_rows() if pattern in row.id]
+    rows = [row for row in all_rows(profile) if pattern in row.id]
     with tempfile.TemporaryDirectory() as folder:
         pictures, trainer = trainer_pictures(rows, profile, Path(folder), device)
     engine = Engine(device)
@@ -287,10 +289,10 @@ def print_table() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("command", choices=("table", "loras", "compare"))
+    parser.add_argument("command", choices=("table", "loras", "layers", "compare"))
     parser.add_argument("--store", action="store_true")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="rows whose id contains this")
+    parser.add_argument("--only", default="", help="rows, or files, whose name contains this")
     options = parser.parse_args()
     if options.command == "table":
         print_table()
@@ -301,8 +303,8 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)  # as the trainer is run; fp32 sums differ by thread count
-    if options.command == "loras":
-        write_loras()
+    if options.command in ("loras", "layers"):
+        write_loras(options.only) if options.command == "loras" else write_layers()
         return 0
     return run_comparison(options.store, options.device, options.only)
 

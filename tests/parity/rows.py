@@ -1,4 +1,4 @@
-"""What is compared with the trainer: one row per model, precision and way of applying the LoRA."""
+"""What is compared with the trainer: a row per model, precision and way of applying adapters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelRow:
 
     id: str
     arch: str  # of the trainer's config
-    network: dict[str, int]
+    network: dict[str, Any]
     guidance_scale: float
     samplers: tuple[str, ...] = ()  # those compared one by one, beside the default
     train: dict[str, Any] = field(default_factory=dict)
@@ -49,10 +49,60 @@ MODELS = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """One job of the trainer: two samples, or one for a sampler row.
+class Kind:
+    """A network of another kind. network: the section of the trainer's config.
 
-    multipliers: of the LoRA, per sample; empty without LoRA. Different ones make it live.
+    fill: how large its seeded values are, see trainer_networks.py. merges: the trainer can.
+    """
+
+    network: dict[str, Any]
+    fill: dict[str, float] = field(default_factory=dict)
+    merges: bool = True
+    since: str = PROFILES[0]
+
+
+FULL_LOKR = {"type": "lokr", "lokr_full_rank": True, "lokr_factor": -1}
+FACTORED_LOKR = {
+    "type": "lokr", "lokr_full_rank": False, "lokr_factor": 4, "linear": 2, "linear_alpha": 1,
+    "conv": 2, "conv_alpha": 1,
+}  # fmt: skip
+DORA = {"type": "dora", "linear": 4, "linear_alpha": 4}
+DIFF = {
+    "type": "lora", "linear": 4, "all_layers": True,
+    "network_kwargs": {"full_if_contains": ["proj_mlp"]},
+}  # fmt: skip
+
+
+def _only(*parts: str) -> dict[str, Any]:
+    # fewer layers make smaller files; full LoKr has all of them
+    return {"network_kwargs": {"only_if_contains": list(parts)}}
+
+
+SD_KINDS = {
+    "lokr": Kind(FULL_LOKR),
+    "lokr_factored": Kind(FACTORED_LOKR | _only("resnets", "ff.net", "fc1")),
+    # on convolutions, as its proj_in is, the trainer fails
+    "dora": Kind(DORA | _only("attn1", "ff.net", "fc1"), merges=False),
+}
+FLUX_KINDS = {
+    "lokr": Kind(FULL_LOKR),
+    "lokr_factored": Kind(FACTORED_LOKR | _only("attn", "fc1")),
+    "lokr_old": Kind(FACTORED_LOKR | _only("attn", "fc1") | {"old_lokr_format": True}),
+    "dora": Kind(DORA | _only("attn", "fc1"), merges=False),
+    "fullrank": Kind({"type": "fullrank", "linear": 4} | _only("to_q", "proj_mlp"), {"down": 0.3}),
+    "diff": Kind(DIFF, since="0.12.26"),
+}
+KINDS = {"sd15": SD_KINDS, "sdxl": SD_KINDS, "flux": FLUX_KINDS}
+STACKS = {"sd15": ("lokr", "lora"), "sdxl": ("dora", "lora"), "flux": ("lokr_factored", "lora")}
+STRENGTHS = (0.6, 0.5)  # of the adapters of one row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job of the trainer: two samples, or one for rows of a sampler or of other kinds.
+
+    multipliers: of the first adapter, per sample; empty without adapter. Different ones make it
+    live, as does `hooked`. kinds: of the adapters; `lora` is the model's own network.
     """
 
     model: ModelRow
@@ -60,6 +110,8 @@ class Row:
     case: str
     multipliers: tuple[float, ...] = ()
     sampler: str = ""
+    kinds: tuple[str, ...] = ("lora",)
+    hooked: bool = False
 
     @property
     def id(self) -> str:
@@ -67,7 +119,21 @@ class Row:
 
     @property
     def live(self) -> bool:
-        return len(set(self.multipliers)) > 1
+        return self.hooked or len(set(self.multipliers)) > 1
+
+    @property
+    def since(self) -> str:
+        """The first version of the trainer that has all of its kinds."""
+        return max((kind_of(self.model, kind).since for kind in self.kinds), key=PROFILES.index)
+
+    @property
+    def merges(self) -> bool:
+        """Whether the trainer merges the first adapter."""
+        return bool(self.multipliers) and not self.live and self._first.merges
+
+    @property
+    def _first(self) -> Kind:
+        return kind_of(self.model, self.kinds[0])
 
     def samples(self) -> list[dict[str, Any]]:
         """The trainer's sample list, each beside its multiplier."""
@@ -76,42 +142,75 @@ class Row:
         multipliers = self.multipliers or (1.0, 1.0)
         return [
             {"prompt": prompt, "network_multiplier": multiplier}
-            for prompt, multiplier in zip(PROMPTS, multipliers, strict=True)
+            for prompt, multiplier in zip(PROMPTS, multipliers, strict=False)
         ]
+
+    def adapters(self, profile: str, sample: dict[str, Any]) -> list[tuple[Path, float]]:
+        """Files and multipliers of what acts in a sample, in order."""
+        if not self.multipliers:
+            return []
+        multipliers = (sample["network_multiplier"], *STRENGTHS[1:])
+        files = (lora_file(self.model, profile, kind) for kind in self.kinds)
+        return list(zip(files, multipliers, strict=False))
+
+
+def kind_of(model: ModelRow, name: str) -> Kind:
+    """A model's kind of network by its name."""
+    return Kind(model.network) if name == "lora" else KINDS[model.id][name]
 
 
 SAMPLE = {"width": 128, "height": 96, "seed": 42, "sample_steps": 4, "neg": "", "walk_seed": False}
 
 
-def all_rows() -> Iterator[Row]:
-    """Every row: LoRA cases in each dtype, then the samplers in bf16."""
+def all_rows(profile: str) -> Iterator[Row]:
+    """Every row that this version of the trainer has."""
     for model in MODELS:
         for dtype in DTYPES:
             yield Row(model, dtype, "plain")
             yield Row(model, dtype, "merged", (1.0, 1.0))
             yield Row(model, dtype, "merged_0.6", (0.6, 0.6))
             yield Row(model, dtype, "live", (1.0, 0.6))
+            for row in _kind_rows(model, dtype):
+                if PROFILES.index(row.since) <= PROFILES.index(profile):
+                    yield row
         for sampler in model.samplers:
             yield Row(model, "bf16", sampler, sampler=sampler)
 
 
-def lora_file(model: ModelRow, profile: str) -> Path:
-    """The LoRA that the trainer of this version wrote for the model."""
-    return GOLDENS / "loras" / f"{model.id}-{profile}.safetensors"
+def _kind_rows(model: ModelRow, dtype: str) -> Iterator[Row]:
+    cases = {kind: (kind,) for kind in KINDS.get(model.id, ())}
+    if model.id in STACKS:
+        cases["stack"] = STACKS[model.id]
+    for case, kinds in cases.items():
+        if len(kinds) > 1 or kind_of(model, kinds[0]).merges:
+            yield Row(model, dtype, f"{case}_merged", STRENGTHS[:1], kinds=kinds)
+        yield Row(model, dtype, f"{case}_live", STRENGTHS[:1], kinds=kinds, hooked=True)
+
+
+def lora_file(model: ModelRow, profile: str, kind: str = "lora") -> Path:
+    """The adapter that the trainer of this version wrote for the model."""
+    name = model.id if kind == "lora" else f"{model.id}-{kind}"
+    return GOLDENS / "loras" / f"{name}-{profile}.safetensors"
 
 
 def job(row: Row, profile: str, checkpoint: Path) -> dict[str, Any]:
     """The row as trainer_run.py takes it."""
-    return {
+    files = [str(lora_file(row.model, profile, kind)) for kind in row.kinds]
+    networks = [kind_of(row.model, kind).network for kind in row.kinds]
+    given = {
         "name": row.id.replace(".", "_"),
         "arch": row.model.arch,
         "checkpoint": str(checkpoint),
         "dtype": row.dtype,
         "sampler": row.sampler or None,
         "trigger_word": TRIGGER,
-        "network": row.model.network,
+        "network": networks[0],
         "train": row.model.train,
-        "lora": str(lora_file(row.model, profile)) if row.multipliers else None,
+        "lora": files[0] if row.multipliers else None,
+        "live": row.hooked,
         "sample": {**SAMPLE, "guidance_scale": row.model.guidance_scale},
         "samples": row.samples(),
     }
+    if len(files) > 1:
+        given["second"] = {"network": networks[1], "lora": files[1], "multiplier": STRENGTHS[1]}
+    return given

@@ -10,8 +10,9 @@ AI_TOOLKIT_COMMIT (optional, for a checkout without .git).
 JOBS.json: {"device": "cpu"|"cuda", "jobs": [JOB, ...]}. JOB: name, arch, checkpoint, dtype
 (fp32|bf16|fp16), samples [{prompt, width, height, seed, network_multiplier, ...}], and optionally
 lora (file), sampler, trigger_word, and network, model, train, sample, save: mappings laid over the
-defaults of `job_config`. `network: null` trains the whole model instead of a network. For
---write-lora: fill {"seed": int, "down": float, "up": float}.
+defaults of `job_config`. `network: null` trains the whole model instead of a network. `live: true`
+keeps the trainer from merging, as if the model were quantized; second: {"network", "lora",
+"multiplier"} puts another network around the job's own. For --write-lora: fill {"seed": int, "down": float, "up": float}.
 
 A job without lora has the network a job has before its first step: up weights all zero. Equal
 multipliers in all samples make the trainer merge, different ones make it hook. The sample list is
@@ -39,10 +40,10 @@ import traceback
 from collections import OrderedDict
 from pathlib import Path
 
+import trainer_networks
 import trainer_shims
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
-FILL = {"seed": 1234, "down": 1.0, "up": 0.3}
 
 
 def job_config(job: dict, folder: str) -> OrderedDict:
@@ -89,7 +90,8 @@ def network_config(job: dict) -> dict:
 class Watcher:
     """Copies each picture the trainer saves, and notes what it was drawn with; changes nothing."""
 
-    def __init__(self):
+    def __init__(self, fresh):
+        self.fresh = fresh
         self.folder = Path()
         self.process = None
         self.seen: list[dict] = []
@@ -132,37 +134,12 @@ def observe(process) -> dict:
         "text_encoder_dtype": [str(encoder.dtype) for encoder in encoders],
         "device": str(sd.device_torch),
     }
-    return facts | (observe_network(process, network) if network is not None else {"modules": 0})
-
-
-def observe_network(process, network) -> dict:
-    """Facts of the job's network; `scale` is alpha over rank as its arithmetic uses it."""
-    modules = network.get_all_modules()
-    parameters = dict(network.named_parameters())
-    ups = [p for name, p in parameters.items() if ".lora_up." in name]
-    facts = {
-        "modules": len(modules),
-        "modules_with_effect": sum(bool(up.any()) for up in ups),
-        "scale": sorted({float(module.scale) for module in modules}),
-        "lora_dtype": str(next(iter(parameters.values())).dtype),
-        "can_merge_in": bool(network.can_merge_in),
-    }
-    path = process.network_config.pretrained_lora_path
-    if path:
-        own = network.get_state_dict(dtype=importlib.import_module("torch").float32)
-        given = importlib.import_module("safetensors.torch").load_file(path)
-        facts["lora_keys_not_loaded"] = sorted(set(given) - set(own))
+    if network is None:
+        return facts | {"modules": 0}
+    facts |= trainer_networks.observe(network, process.network_config.pretrained_lora_path)
+    if second := getattr(network, "second", []):
+        facts["second"] = trainer_networks.observe(second[0], second[0].file)
     return facts
-
-
-def fill_network(network, seed: int, down: float, up: float) -> None:
-    """Seeded normal values in every LoRA weight: `down` over the root of its inputs, `up` as is."""
-    torch = importlib.import_module("torch")
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        width = up if ".lora_up." in name else down / parameter[0].numel() ** 0.5
-        parameter.data.copy_(noise * width)
 
 
 def load_trainer(finder: trainer_shims.StubFinder) -> None:
@@ -178,21 +155,15 @@ def load_trainer(finder: trainer_shims.StubFinder) -> None:
 
 
 class FreshProcess:
-    """Puts back what one job changes for the next in the same process.
-
-    `LoRASpecialNetwork.__init__` with a conv rank appends to a list of the class it inherits from
-    (`target_modules += ...`), so every later network without one would reach more layers.
-    """
+    """Puts back what one job changes for the next in the same process."""
 
     def __init__(self):
-        network = importlib.import_module("toolkit.kohya_lora").LoRANetwork
-        lists = [value for value in vars(network).values() if isinstance(value, list)]
-        self.lists = [(value, list(value)) for value in lists]
+        self.target_lists = trainer_networks.TargetLists()
+        trainer_networks.keep_arguments()
 
     def restore(self) -> None:
         """Also lets go of the finished job's models: accelerate keeps all it prepared."""
-        for value, original in self.lists:
-            value[:] = original
+        self.target_lists.restore()
         importlib.import_module("toolkit.accelerator").get_accelerator().free_memory()
         gc.collect()
         importlib.import_module("torch").cuda.empty_cache()
@@ -212,7 +183,18 @@ def draw(job: dict, out: Path, watcher: Watcher) -> dict:
     """The job's entry of result.json; its pictures are in OUT_DIR/<job>."""
     folder = out / job["name"]
     shutil.rmtree(folder, ignore_errors=True)
-    run_job(job, lambda process: watcher.start(process, folder))
+
+    def prepare(process):
+        sample = process.sample
+
+        def arranged_sample(*args, **kwargs):
+            trainer_networks.arrange(process, job, watcher.fresh.target_lists)
+            sample(*args, **kwargs)
+
+        process.sample = arranged_sample
+        watcher.start(process, folder)
+
+    run_job(job, prepare)
     if len(watcher.seen) != len(job["samples"]):
         raise RuntimeError(f"{len(watcher.seen)} pictures for {len(job['samples'])} samples")
     merged = {entry["merged"] for entry in watcher.seen}
@@ -230,7 +212,7 @@ def write_lora(job: dict, out: Path, _watcher: Watcher) -> dict:
         save = process.save
 
         def filled_save(step=None):
-            fill_network(process.network, **(FILL | job.get("fill", {})))
+            trainer_networks.fill(process.network, **(trainer_networks.FILL | job.get("fill", {})))
             facts.update(observe(process))
             save(step)
             shutil.copyfile(Path(process.save_root) / name, out / name)
@@ -297,7 +279,8 @@ def run_all(plan: dict, out: Path, work) -> bool:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             diffusers = os.environ.get("AI_TOOLKIT_DIFFUSERS")
             finder = trainer_shims.boot(str(toolkit), diffusers, device)
-            watcher, fresh = Watcher(), FreshProcess()
+            fresh = FreshProcess()
+            watcher = Watcher(fresh)
             load_trainer(finder)
         result = {"jobs": {}}
         for job in plan["jobs"]:

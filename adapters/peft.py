@@ -1,0 +1,80 @@
+"""Alphas that lie beside the weights: peft's adapter_config.json, diffusers' metadata."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import AdapterError
+
+CONFIG = "adapter_config.json"
+METADATA = "lora_adapter_metadata"  # diffusers: {"transformer.lora_alpha": 16, ...}
+PREFIX = "base_model.model."
+
+
+def read_config(file: Path) -> dict[str, Any] | None:
+    """The peft configuration beside a file called as peft calls it, if there is one.
+
+    Raises AdapterError for one that is no LoRA's or cannot be read.
+    """
+    path = file.with_name(CONFIG)
+    if not path.is_file() or not file.name.startswith("adapter_model"):
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} could not be read: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type", "LORA") != "LORA":
+        found = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"{path} is of {found}; only LORA is read")
+    return config
+
+
+def alphas(
+    config: Mapping[str, Any] | None, metadata: Mapping[str, str]
+) -> Callable[[str], float | None]:
+    """The alpha of a layer by its name, as the configuration or metadata gives it, or None.
+
+    rsLoRA's is multiplied so that alpha / rank comes out as its alpha / sqrt(rank).
+    """
+    if config is not None:
+        return lambda name: _alpha(config, name.removeprefix(PREFIX))
+    try:
+        stored = json.loads(metadata.get(METADATA, "{}"))
+    except (ValueError, RecursionError):
+        stored = {}
+    if not isinstance(stored, dict):
+        return lambda _: None
+
+    def of_component(name: str) -> float | None:
+        component, _, path = name.partition(".")
+        own = {
+            key.partition(".")[2]: value
+            for key, value in stored.items()
+            if key.partition(".")[0] == component
+        }
+        return _alpha(own, path) if own else None
+
+    return of_component
+
+
+def _alpha(config: Mapping[str, Any], path: str) -> float | None:
+    rank = _for_layer(config.get("rank_pattern"), path, config.get("r"))
+    alpha = _for_layer(config.get("alpha_pattern"), path, config.get("lora_alpha"))
+    if alpha is None or not rank:
+        return None
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+
+
+def _for_layer(pattern: object, path: str, default: object) -> float | None:
+    # peft: the first key that is the end of the layer's path decides
+    if isinstance(pattern, Mapping):
+        for key, value in pattern.items():
+            if path == key or path.endswith(f".{str(key).lstrip('^')}"):
+                default = value
+                break
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    return float(default) if number and math.isfinite(default) else None  # type: ignore

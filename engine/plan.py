@@ -1,0 +1,129 @@
+"""What a request comes down to before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..adapters.bind import SIDES
+from ..adapters.read import Adapter
+from ..core.errors import AdapterError, InvalidInputError
+from ..core.prompts import Settings, parse_flags, replace_trigger, resolve
+from ..core.requests import MAX_SIDE, AdapterRef, SampleRequest
+from ..core.specs import ModelSpec
+from ..core.versions import Profile, get_profile, profile_for_adapters
+from ..pipelines._registry import get_model
+
+LATENT_PIXELS = 8  # px per latent
+LEAST_SIDE = 64  # px
+
+
+@dataclass(frozen=True)
+class PlannedAdapter:
+    """An adapter as a request wants it. side: the expert it is for, in models with two."""
+
+    adapter: Adapter
+    multiplier: float
+    side: str
+    allow_partial: bool
+    profile: Profile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with everything decided that needs no weights."""
+
+    spec: ModelSpec
+    settings: Settings
+    profile: Profile
+    adapters: tuple[PlannedAdapter, ...]
+    mode: str
+
+
+def make_plan(request: SampleRequest, open_adapter: Callable[[str], Adapter]) -> Plan:
+    """The request with everything decided, or refused, that needs no weights.
+
+    open_adapter: gives the adapter at a path of the request.
+    """
+    recipe = request.recipe
+    spec = get_model(recipe.model)
+    settings = _fit_latents(spec, request, resolve(spec, request))
+    opened = [
+        (ref, side, open_adapter(path))
+        for ref in recipe.adapters
+        for path, side in adapter_files(spec, ref)
+    ]
+    auto = recipe.trainer_version == "auto"
+    metadata = tuple(adapter.metadata for _, _, adapter in opened)
+    profile = profile_for_adapters(metadata) if auto else get_profile(recipe.trainer_version)
+    adapters = tuple(
+        PlannedAdapter(
+            adapter,
+            ref.multiplier if settings.multiplier is None else settings.multiplier,
+            side,
+            ref.allow_partial,
+            profile_for_adapters((adapter.metadata,)) if auto else profile,
+        )
+        for ref, side, adapter in opened
+    )
+    _check_mode(recipe.mode, adapters)
+    return Plan(spec, settings, profile, adapters, recipe.mode)
+
+
+def adapter_files(spec: ModelSpec, ref: AdapterRef) -> list[tuple[str, str]]:
+    """(path, side) of an adapter: one file, or one for each expert of a model with two."""
+    if not spec.lora.experts:
+        if ref.low:
+            raise InvalidInputError(
+                f"{spec.id} has one transformer, so the low-noise file {ref.low!r} has no place; "
+                "leave it out"
+            )
+        return [(ref.path, "")]
+    pairs = zip((ref.path, ref.low), SIDES, strict=True)
+    return [(path, side) for path, side in pairs if path]
+
+
+def _check_mode(mode: str, adapters: tuple[PlannedAdapter, ...]) -> None:
+    for planned in adapters:
+        if mode == "merged" and planned.adapter.live_only:
+            raise AdapterError(
+                f"{planned.adapter.path} is a DoRA, which cannot be merged, and the trainer never "
+                "does; use mode as_trainer or live"
+            )
+
+
+def _fit_latents(spec: ModelSpec, request: SampleRequest, settings: Settings) -> Settings:
+    # given latents decide the size; a size asked for beside them must agree
+    if request.latents is None:
+        return settings
+    shape = _latents_shape(spec, request.latents)
+    height, width = shape[2] * LATENT_PIXELS, shape[3] * LATENT_PIXELS
+    _, flags = parse_flags(replace_trigger(request.prompt, request.trigger_word))
+    for name, given in (("width", width), ("height", height)):
+        asked = flags.get(name, getattr(request, name))
+        if asked not in (0, given):
+            raise InvalidInputError(f"{name}={asked} but the latents are {given} px; use 0")
+    for side in (width, height):
+        if side % spec.multiple_of or not LEAST_SIDE <= side <= MAX_SIDE:
+            raise InvalidInputError(
+                f"latents of {width}x{height} px; both sides must be multiples of "
+                f"{spec.multiple_of} from {LEAST_SIDE} to {MAX_SIDE}"
+            )
+    return replace(settings, width=width, height=height)
+
+
+def _latents_shape(spec: ModelSpec, latents: Any) -> tuple[int, ...]:
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise InvalidInputError(f"latents are of {kind}; they must be a tensor of floats")
+    if latents.dim() != 4 or latents.shape[:2] != (1, spec.latent_channels):
+        raise InvalidInputError(
+            f"latents have the shape {list(latents.shape)}; {spec.id} takes one image: "
+            f"(1, {spec.latent_channels}, H/8, W/8)"
+        )
+    if not latents.isfinite().all():
+        raise InvalidInputError("latents hold NaN or infinite values; mend what made them")
+    return tuple(latents.shape)
