@@ -8,10 +8,11 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
-from .read import Adapter, read_adapter
+from .peft import CONFIG
+from .read import PEFT_FILE, Adapter, read_adapter
 
 MAX_BYTES = 4 << 30
-Stamp = tuple[str, int, int, int]
+Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 class AdapterCache:
@@ -54,8 +55,10 @@ class AdapterCache:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    # of a file; what else there is, read_adapter judges anew each time
-    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
+    # of a file and of the configuration beside it; what else there is, read_adapter judges
+    file = path / PEFT_FILE if os.path.isdir(path) else path
+    if not os.path.isfile(file):  # Path.is_file raises for a name that is too long
         return None
-    stat = path.stat()
-    return (str(path.resolve()), stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    files = [part for part in (file, file.with_name(CONFIG)) if os.path.isfile(part)]
+    stats = [(str(part.resolve()), part.stat()) for part in files]
+    return tuple((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats)

@@ -13,6 +13,7 @@ from ..core.errors import AdapterError
 CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers: {"transformer.lora_alpha": 16, ...}
 PREFIX = "base_model.model."
+MOST = 1e9  # of an alpha or a rank; the comparison fails for NaN as well
 
 
 def read_config(file: Path) -> dict[str, Any] | None:
@@ -64,9 +65,9 @@ def alphas(
 def _alpha(config: Mapping[str, Any], path: str) -> float | None:
     rank = _for_layer(config.get("rank_pattern"), path, config.get("r"))
     alpha = _for_layer(config.get("alpha_pattern"), path, config.get("lora_alpha"))
-    if alpha is None or not rank:
-        return None
-    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+    if alpha is None or not config.get("use_rslora"):
+        return alpha
+    return alpha * math.sqrt(rank) if rank and rank > 0 else None
 
 
 def _for_layer(pattern: object, path: str, default: object) -> float | None:
@@ -77,4 +78,4 @@ def _for_layer(pattern: object, path: str, default: object) -> float | None:
                 default = value
                 break
     number = isinstance(default, int | float) and not isinstance(default, bool)
-    return float(default) if number and math.isfinite(default) else None  # type: ignore
+    return float(default) if number and abs(default) < MOST else None  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
@@ -25,6 +26,7 @@ from .peft import alphas, read_config
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 PEFT_FILE = "adapter_model.safetensors"
+MAX_HEADER = 100 << 20  # bytes; a longer one is none for safetensors either
 
 # What the trainer does not write, and why it is not read.
 REFUSED = {
@@ -101,8 +103,9 @@ def read_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     file = path / PEFT_FILE if os.path.isdir(path) else path
-    data, digest = _read_bytes(file)
-    metadata, tensors = _parse(file, data)
+    metadata, data = _read_bytes(file)
+    digest = hashlib.sha256(data).hexdigest()
+    tensors = _parse(file, data)
     config = read_config(file)
     layers, spelling = _layers(file, tensors, alphas(config, metadata))
     if config is not None:
@@ -112,13 +115,47 @@ def read_adapter(path: str | Path) -> Adapter:
     return Adapter(str(path), digest, metadata, layers, spelling, shapes)
 
 
-def _read_bytes(file: Path) -> tuple[bytes, str]:
+def _read_bytes(file: Path) -> tuple[dict[str, str], bytes]:
+    # metadata, whole file; the data only of what its header calls an adapter, for a checkpoint
+    # that was chosen by mistake may not fit into memory
     try:
         _refuse_other_files(file)
-        data = file.read_bytes()
-    except OSError as error:
-        raise AdapterError(f"{file} could not be read: {error.strerror or error}") from error
-    return data, hashlib.sha256(data).hexdigest()
+        with file.open("rb") as opened:
+            header = _header(file, opened)
+            metadata = header.pop("__metadata__", None) or {}
+            unknown = sorted(key for key in header if not split_key(key)[1])
+            if unknown or not header:
+                raise AdapterError(_unknown_text(file, unknown, len(header)))
+            opened.seek(0)
+            return metadata, opened.read()
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it does not fit into memory"
+        raise AdapterError(f"{file} could not be read: {reason}") from error
+
+
+def _header(file: Path, opened: BinaryIO) -> dict[str, Any]:
+    length = int.from_bytes(opened.read(8), "little")
+    text = opened.read(min(length, MAX_HEADER))
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=_unique)
+        ends = (entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__")
+        if 8 + length + max(ends, default=0) != os.path.getsize(file):
+            raise ValueError("its size is not what its header says")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise _incomplete(file, error) from error
+    return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name is twice in its header")
+    return found
+
+
+def _incomplete(file: Path, error: Exception) -> AdapterError:
+    return AdapterError(
+        f"{file} is not a complete .safetensors file ({error}); copy or download it again"
+    )
 
 
 def _refuse_other_files(file: Path) -> None:
@@ -135,20 +172,15 @@ def _refuse_other_files(file: Path) -> None:
         raise AdapterError(f"{file} is not a .safetensors file; only those are read")
 
 
-def _parse(file: Path, data: bytes) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def _parse(file: Path, data: bytes) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        tensors = load(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        return load(data)
     # KeyError and TypeError: a dtype that this torch does not have
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterError(
-            f"{file} is not a complete .safetensors file ({error}); copy or download it again"
-        ) from error
-    return dict(metadata), tensors
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _incomplete(file, error) from error
 
 
 def _layers(
@@ -156,18 +188,12 @@ def _layers(
 ) -> tuple[tuple[Layer, ...], str]:
     parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     spellings: dict[str, set[str]] = defaultdict(set)
-    unknown = []
     for key in sorted(tensors):
         name, part, spelling = split_key(key)
-        if not part:
-            unknown.append(key)
-            continue
         if part in parts[name] or (spelling and spellings[name] - {spelling}):
             raise AdapterError(f"{file}: {name} is in it twice, in different spellings")
         parts[name][part] = tensors[key]
         spellings[name] |= {spelling} - {""}
-    if unknown or not parts:
-        raise AdapterError(_unknown_text(file, unknown, len(tensors)))
     whole = all("up" not in given for given in parts.values())
     layers = [_layer(file, name, parts[name], alpha_of(name), whole) for name in sorted(parts)]
     return tuple(layers), " and ".join(sorted(set().union(*spellings.values())))
@@ -209,7 +235,8 @@ def _layer(
 
 def _alpha(where: str, given: torch.Tensor, needed: bool) -> float | None:
     # the trainer writes a number too large for fp16 where it means nothing: in a full LoKr
-    if given.numel() != 1 or (needed and not torch.isfinite(given).all()):
+    number = not given.is_complex() and given.numel() == 1
+    if not number or (needed and not given.float().isfinite()):
         raise AdapterError(f"{where} has an alpha that is not one finite number")
     return float(given.float()) if needed else None
 

@@ -73,6 +73,9 @@ class ModelSpec:
     clip_tokenizers: tuple[str, ...] = field(default=(), kw_only=True)
     render: Callable[..., Any] = field(kw_only=True, repr=False)
     build_tiny: Callable[..., Any] = field(kw_only=True, repr=False)
+    # (spec, source, dtype) -> {component: module or tokenizer}, for checkpoints that no pipeline
+    # class of diffusers reads
+    load: Callable[..., dict[str, Any]] | None = field(default=None, kw_only=True, repr=False)
     # raises InvalidInputError for settings that the trainer's own code fails on
     check: Callable[[Any], None] = field(default=_accept, kw_only=True, repr=False)
     single_file: bool = field(default=False, kw_only=True)  # the trainer loads one .safetensors

@@ -213,7 +213,7 @@ def _hang_up(sock: socket.socket, deadline: float) -> Iterator[None]:
         with suppress(OSError):  # closed meanwhile
             socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket's would change the reader's
 
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), shutdown)
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()) + 0.05, shutdown)  # past it
     timer.daemon = True
     timer.start()
     try:
@@ -308,8 +308,8 @@ def _tunnel(proxy: str, address: str, port: int, timeout: float) -> socket.socke
     sock = socket.create_connection((host, gate), timeout)
     try:
         sock.sendall("\r\n".join([*lines, "", ""]).encode())
-        answer = http.client.HTTPResponse(sock, method="CONNECT")
-        answer.begin()
+        with http.client.HTTPResponse(sock, method="CONNECT") as answer:
+            answer.begin()
         if answer.status != 200:
             raise DownloadError(
                 f"the proxy {host} answered {answer.status} to a connection to {goal}; "

@@ -68,10 +68,12 @@ def load_model(
     _check_tokenizer_files(spec, configs or source)
     keep_rng = torch.random.fork_rng(devices=[])  # building a module may draw numbers
     with ONE_AT_A_TIME, quiet_libraries(), keep_rng, checkpoint_errors(spec, source):
-        pipeline = _read(spec, source, configs, DTYPES[dtype])
-        modules = _modules(spec, pipeline, source, whole=configs is None, dtype=DTYPES[dtype])
+        parts = _read(spec, source, configs, DTYPES[dtype])
+        modules = _modules(spec, parts, source, whole=configs is None, dtype=DTYPES[dtype])
         tokenizers = {
-            name: part for name, part in pipeline.components.items() if name.startswith("tokenizer")
+            name: part
+            for name, part in parts.items()
+            if name.startswith(("tokenizer", "processor"))
         } | _clip_tokenizers(spec, configs or source)
     folders = {name: source / name for name in spec.components} if configs is None else {}
     return LoadedModel(spec, DTYPES[dtype], device, modules, tokenizers, folders)
@@ -121,7 +123,9 @@ def module_bytes(module: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _read(spec: ModelSpec, source: Path, configs: Path | None, dtype: torch.dtype) -> Any:
+def _read(
+    spec: ModelSpec, source: Path, configs: Path | None, dtype: torch.dtype
+) -> dict[str, Any]:
     try:
         import diffusers
         import transformers  # noqa: F401
@@ -130,13 +134,17 @@ def _read(spec: ModelSpec, source: Path, configs: Path | None, dtype: torch.dtyp
             f"rendering needs diffusers and transformers ({error}); run `python install.py` in "
             'the pack\'s folder or `pip install "diffusers>=0.39,<0.43"`'
         ) from error
+    if spec.load is not None:
+        return spec.load(spec, source, dtype)
     pipeline_class = getattr(diffusers, spec.pipeline)
     arguments: dict[str, Any] = {"torch_dtype": dtype, **dict.fromkeys(spec.clip_tokenizers)}
     if spec.pipeline == "StableDiffusionPipeline":
         arguments |= {"safety_checker": None, "feature_extractor": None}
     if configs is not None:
-        return pipeline_class.from_single_file(str(source), config=str(configs), **arguments)
-    return pipeline_class.from_pretrained(str(source), use_safetensors=True, **arguments)
+        pipeline = pipeline_class.from_single_file(str(source), config=str(configs), **arguments)
+    else:
+        pipeline = pipeline_class.from_pretrained(str(source), use_safetensors=True, **arguments)
+    return pipeline.components
 
 
 @contextmanager
@@ -165,9 +173,9 @@ def _unreadable(spec: ModelSpec, source: Path, error: BaseException) -> Checkpoi
 
 
 def _modules(
-    spec: ModelSpec, pipeline: Any, source: Path, whole: bool, dtype: torch.dtype
+    spec: ModelSpec, parts: dict[str, Any], source: Path, whole: bool, dtype: torch.dtype
 ) -> dict[str, Any]:
-    modules = {name: getattr(pipeline, name) for name in spec.components}
+    modules = {name: parts.get(name) for name in spec.components}
     for name, module in modules.items():
         if module is None:
             raise CheckpointError(f"{source} has no {name}; {spec.id} needs one")

@@ -228,7 +228,7 @@ def scheduler(name: str, **config: Any) -> Any:
 
 def clip_vocabulary() -> list[str]:
     """CLIP byte-pair tokens: bytes, word-final bytes, the merges of WORDS, two specials."""
-    alphabet = list(_byte_alphabet())
+    alphabet = list(byte_alphabet())
     merged = [left + right for left, right in _clip_merges()]
     specials = ["<|startoftext|>", "<|endoftext|>"]
     return [*alphabet, *(letter + "</w>" for letter in alphabet), *merged, *specials]
@@ -253,10 +253,10 @@ def clip_tokenizer_files(pad: str = "<|endoftext|>") -> TokenizerFiles:
     }
 
     def write(folder: Path) -> None:
-        _write_json(folder / "vocab.json", vocabulary)
+        write_json(folder / "vocab.json", vocabulary)
         (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-        _write_json(folder / "special_tokens_map.json", specials)
-        _write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "special_tokens_map.json", specials)
+        write_json(folder / "tokenizer_config.json", config)
 
     return TokenizerFiles("CLIPTokenizer", write)
 
@@ -292,14 +292,14 @@ def t5_tokenizer_files() -> TokenizerFiles:
 
     def write(folder: Path) -> None:
         tokenizer.save(str(folder / "tokenizer.json"))
-        _write_json(folder / "special_tokens_map.json", specials)
-        _write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "special_tokens_map.json", specials)
+        write_json(folder / "tokenizer_config.json", config)
 
     return TokenizerFiles("T5TokenizerFast", write)
 
 
-def _byte_alphabet() -> list[str]:
-    # GPT-2's printable stand-ins for the 256 bytes
+def byte_alphabet() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
@@ -348,5 +348,6 @@ def _write_text_encoder(module: Any, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file for people."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
