@@ -107,7 +107,7 @@ def read_adapter(path: str | Path) -> Adapter:
     digest = hashlib.sha256(data).hexdigest()
     tensors = _parse(file, data)
     config = read_config(file)
-    layers, spelling = _layers(file, tensors, alphas(config, metadata))
+    layers, spelling = _layers(file, tensors, alphas(file, config, metadata))
     if config is not None:
         both = f"{digest} {json.dumps(config, sort_keys=True)}"
         digest = hashlib.sha256(both.encode()).hexdigest()

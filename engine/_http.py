@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
@@ -194,15 +194,13 @@ def _request(
     connection.auto_open = 0  # or it would connect again by itself, to any address and unencrypted
     connection.sock = sock
     target = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    with _hang_up(sock, deadline):
-        try:
-            with _speaking_with(host, deadline):
-                connection.request("GET", target, headers={"Host": parts.netloc, **headers})
-                response = connection.getresponse()
-            with response:
-                yield response
-        finally:
-            connection.close()
+    with ExitStack() as stack:
+        stack.callback(connection.close)
+        stack.enter_context(_hang_up(sock, deadline))
+        with _speaking_with(host, deadline):
+            connection.request("GET", target, headers={"Host": parts.netloc, **headers})
+            response = stack.enter_context(connection.getresponse())
+        yield response
 
 
 @contextmanager

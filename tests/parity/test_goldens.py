@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from harness import bf16_arithmetic, compare, golden, load_json, render
-from rows import GOLDENS, PROFILES, Row, all_rows
+from rows import GOLDENS, KINDS, PROFILES, Row, all_rows
 
 from ai_toolkit_inference import Engine, list_models
 
@@ -40,6 +40,23 @@ def test_the_rows_tell_cases_apart() -> None:
         pictures = [rows[f"{model.id}-bf16-{case}"] for case in ("plain", "merged", "live")]
         assert len({names[0] for names in pictures}) == 3, model.id
         assert rows[f"{model.id}-fp32-plain"] != rows[f"{model.id}-bf16-plain"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_rows_tell_kinds_and_ways_apart(profile: str) -> None:
+    rows = load_json(GOLDENS / "manifest.json")[profile]["rows"]
+    for model in KINDS:
+        start = f"{model}-bf16-"
+        drawn = [names[0] for row, names in rows.items() if row.startswith(start)]
+        assert len(set(drawn)) == len(drawn), model
+
+
+def test_the_versions_differ_in_live_lokr_only() -> None:
+    old, new = (load_json(GOLDENS / "manifest.json")[profile]["rows"] for profile in PROFILES)
+    kinds = {row.id: row.kinds for row in all_rows(PROFILES[0]) if row.kinds != ("lora",)}
+    for row in (row for row in kinds if "-bf16-" in row):
+        live_lokr = row.endswith("_live") and kinds[row][0].startswith("lokr")
+        assert (old[row] != new[row]) == live_lokr, row
 
 
 def test_the_versions_differ_where_prompts_are_tokenized_differently() -> None:

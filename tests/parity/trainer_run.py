@@ -12,7 +12,8 @@ JOBS.json: {"device": "cpu"|"cuda", "jobs": [JOB, ...]}. JOB: name, arch, checkp
 lora (file), sampler, trigger_word, and network, model, train, sample, save: mappings laid over the
 defaults of `job_config`. `network: null` trains the whole model instead of a network. `live: true`
 keeps the trainer from merging, as if the model were quantized; second: {"network", "lora",
-"multiplier"} puts another network around the job's own. For --write-lora: fill {"seed": int, "down": float, "up": float}.
+"multiplier"} puts another network around the job's own. For --write-lora: fill {"seed": int,
+"down": float, "up": float}.
 
 A job without lora has the network a job has before its first step: up weights all zero. Equal
 multipliers in all samples make the trainer merge, different ones make it hook. The sample list is

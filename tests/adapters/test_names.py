@@ -1,0 +1,568 @@
+"""Files find the modules they are for, however their layers are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from ai_toolkit_inference import get_model
+from ai_toolkit_inference.adapters.apply import AdapterState, Applied
+from ai_toolkit_inference.adapters.bind import Binding, bind, match
+from ai_toolkit_inference.adapters.lora import LoraLayer
+from ai_toolkit_inference.adapters.names import (
+    DENOISER,
+    ORIGINAL,
+    PREFIXES,
+    SOLE_ENCODER,
+    Prefix,
+    spellings,
+)
+from ai_toolkit_inference.adapters.read import read_adapter
+from ai_toolkit_inference.adapters.report import describe, fit
+from ai_toolkit_inference.core.errors import AdapterError
+
+KINDS = torch.nn.Linear | torch.nn.Conv2d
+EXPERTS = ("transformer", "transformer_2")
+
+
+def sdxl_unet() -> Any:
+    """A U-Net of SDXL's structure, with 8 channels for its 320."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16, 16),
+        layers_per_block=2,
+        norm_num_groups=8,
+        attention_head_dim=(2, 2, 2),
+        cross_attention_dim=12,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 3),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=60,
+    )
+
+
+def flux() -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
+
+
+def wan(image: bool = False) -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        image_dim=20 if image else None,
+        added_kv_proj_dim=24 if image else None,
+    )
+
+
+def ltx2() -> Any:
+    from diffusers import LTX2VideoTransformer3DModel
+
+    return LTX2VideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        audio_in_channels=8,
+        audio_out_channels=8,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=12,
+    )
+
+
+BUILDS: dict[str, Callable[[], Any]] = {
+    "sgm": sdxl_unet,
+    "bfl-flux": flux,
+    "wan": wan,
+    "wan i2v": lambda: wan(image=True),
+    "ltx2": ltx2,
+}
+
+
+@cache
+def model(name: str) -> Any:
+    """A tiny model, shared: leave it as it was."""
+    torch.manual_seed(0)
+    return BUILDS[name]().eval().requires_grad_(False)
+
+
+def spec_of(name: str) -> Any:
+    """A spec whose denoiser has these original names."""
+    spec = get_model("sdxl" if name == "sgm" else "flux")
+    return replace(spec, lora=replace(spec.lora, original=name.split()[0]))
+
+
+def two_experts() -> Any:
+    spec = spec_of("wan")
+    return replace(spec, lora=replace(spec.lora, experts=EXPERTS))
+
+
+def trained(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    return {path: part for path, part in module.named_modules() if isinstance(part, KINDS)}
+
+
+def lora(seed: int, *modules: Any, rank: int = 2) -> LoraLayer:
+    """A random layer for a module, or for several that are fused in the file."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = sum(module.weight.shape[0] for module in modules)
+    inner = modules[0].weight.shape[1:]
+    up = torch.randn(rows, rank, *(1,) * (len(inner) - 1), generator=generator)
+    return LoraLayer("x", None, torch.randn(rank, *inner, generator=generator), up)
+
+
+@pytest.fixture
+def fitted(write_layers, tmp_path) -> Callable[..., Binding]:
+    """How a file with layers of these names falls on the components of a model."""
+
+    def fitted(
+        names: Mapping[str, Any], spec: Any, parts: Mapping[str, Any], side: str = ""
+    ) -> Binding:
+        layers = {name: lora(seed, module) for seed, (name, module) in enumerate(names.items())}
+        path = write_layers(tmp_path / "lora.safetensors", layers)
+        return match(read_adapter(path), spec, parts, side)
+
+    return fitted
+
+
+def paths(binding: Binding) -> dict[str, str]:
+    """Name in the file -> component.module."""
+    assert binding.complete, (binding.unbound[:3], binding.mismatched[:3])
+    assert len({bound.path for bound in binding.bound}) == len(binding.bound)
+    return {bound.layer.name: bound.path for bound in binding.bound}
+
+
+def component_of(prefix: Prefix) -> str:
+    return {DENOISER: "unet", SOLE_ENCODER: "text_encoder"}.get(prefix.part, prefix.part)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES, ids=lambda prefix: prefix.text or "none")
+def test_every_prefix_leads_to_its_component(load, fitted, prefix):
+    spec = get_model("sd15" if prefix.part == SOLE_ENCODER else "sdxl")
+    modules = {name: load(spec.id).modules[name] for name in spec.components if name != "vae"}
+    if prefix.part == "text_encoder_3":
+        modules["text_encoder_3"] = modules["text_encoder"]
+    component = component_of(prefix)
+    text = "" if component == "unet" else "text_model."
+    names, expected = {}, {}
+    for path, module in trained(modules[component]).items():
+        level = text if not path.startswith(("text_model", "text_proj")) else ""
+        name = prefix.text + f"{level}{path}".replace(".", prefix.separator)
+        names[name], expected[name] = module, f"{component}.{path}"
+    assert paths(fitted(names, spec, modules)) == expected
+
+
+def test_clip_as_newer_libraries_name_it(load, fitted):
+    """transformers 5.8 and newer have no `text_model` level, nor have files saved with them."""
+    modules = load("sdxl").modules
+    for component in ("text_encoder", "text_encoder_2"):
+        bare = {path.removeprefix("text_model."): path for path in trained(modules[component])}
+        names = {
+            f"{component}.{name}": modules[component].get_submodule(bare[name]) for name in bare
+        }
+        found = paths(fitted(names, get_model("sdxl"), modules))
+        assert found == {
+            f"{component}.{name}": f"{component}.{path}" for name, path in bare.items()
+        }
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "text_encoder_2"])
+def test_a_name_of_one_component_is_none_of_another(load, fitted, component):
+    modules = load("sdxl").modules
+    (path, module), *_ = trained(modules[component]).items()
+    for prefix in PREFIXES:
+        if component_of(prefix) != component and prefix.text and component == "unet":
+            name = prefix.text + path.replace(".", prefix.separator)
+            assert fitted({name: module}, get_model("sdxl"), modules).unbound == (name,)
+        if component_of(prefix) == "unet" and component != "unet":
+            name = prefix.text + f"text_model.{path}".replace(".", prefix.separator)
+            assert fitted({name: module}, get_model("sdxl"), modules).unbound == (name,)
+
+
+def original(name: str, path: str) -> str:
+    return list(spellings(path, name.split()[0]))[-1][0]
+
+
+def marked(names: Mapping[str, Any], endings: tuple[str, str]) -> dict[str, torch.Tensor]:
+    """Tensors of these layers for another library's converter, told apart by their numbers."""
+    return {
+        f"{name}.{ending}": torch.full((2, 2), float(number))
+        for number, name in enumerate(names)
+        for ending in endings
+    }
+
+
+def from_library(name: str, names: list[str]) -> dict[str, str]:
+    """Name in a file -> module path, as diffusers converts it."""
+    from diffusers.loaders import lora_conversion_utils as convert
+
+    endings, prefix = ("lora_A.weight", "lora_B.weight"), "transformer."
+    if name == "sgm":
+        endings, prefix = ("lora_down.weight", "lora_up.weight"), "unet."
+    given = marked(dict.fromkeys(names), endings)
+    if name == "sgm":
+        given = convert._maybe_map_sgm_blocks_to_diffusers(given, model(name).config)
+        given, _ = convert._convert_non_diffusers_lora_to_diffusers(given)
+    elif name == "ltx2":
+        given = convert._convert_non_diffusers_ltx2_lora_to_diffusers(given)
+    else:
+        given = convert._convert_non_diffusers_wan_lora_to_diffusers(given)
+    found = {}
+    for key, tensor in given.items():
+        path, _, _ = key.removeprefix(prefix).partition(".lora")
+        found[names[int(tensor[0, 0])]] = path
+    return found
+
+
+@pytest.mark.parametrize("name", ["sgm", "wan", "wan i2v", "ltx2"])
+def test_original_names_lead_where_diffusers_leads_them(fitted, name):
+    spec, modules = spec_of(name), trained(model(name))
+    component = spec.lora.denoisers[0]
+    start, separator = ("lora_unet_", "_") if name == "sgm" else ("diffusion_model.", ".")
+    names = {start + original(name, path).replace(".", separator): path for path in modules}
+    assert len(names) == len(modules)
+    assert sum(path not in written for written, path in names.items()) > len(names) / 2
+    told = from_library(name, list(names))
+    assert set(told) == set(names)
+    found = paths(fitted({n: modules[p] for n, p in names.items()}, spec, {component: model(name)}))
+    assert found == {written: f"{component}.{path}" for written, path in told.items()}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_original_names_are_those_of_one_model_only(fitted, name):
+    """No module is reached under the original name of another."""
+    seen: dict[object, str] = {}
+    for path, module in model(name).named_modules():
+        if getattr(module, "weight", None) is not None:
+            for spelled in spellings(path, name.split()[0]):
+                assert seen.setdefault(spelled, path) == path
+    other = replace(spec_of(name), lora=replace(spec_of(name).lora, original=""))
+    (path, module), *_ = (
+        (path, module)
+        for path, module in trained(model(name)).items()
+        if original(name, path) != path
+    )
+    component = other.lora.denoisers[0]
+    assert fitted({original(name, path): module}, other, {component: model(name)}).unbound
+
+
+def test_every_table_is_tried():
+    assert set(ORIGINAL) == {name.split()[0] for name in BUILDS}
+
+
+# name in the file -> modules whose rows it has, in order
+BFL = {
+    "double_blocks.1.img_attn.qkv": [f"transformer_blocks.1.attn.to_{c}" for c in "qkv"],
+    "double_blocks.0.txt_attn.qkv": [f"transformer_blocks.0.attn.add_{c}_proj" for c in "qkv"],
+    "double_blocks.0.img_attn.proj": ["transformer_blocks.0.attn.to_out.0"],
+    "double_blocks.0.txt_attn.proj": ["transformer_blocks.0.attn.to_add_out"],
+    "double_blocks.0.img_mlp.0": ["transformer_blocks.0.ff.net.0.proj"],
+    "double_blocks.0.img_mlp.2": ["transformer_blocks.0.ff.net.2"],
+    "double_blocks.0.txt_mlp.0": ["transformer_blocks.0.ff_context.net.0.proj"],
+    "double_blocks.0.txt_mlp.2": ["transformer_blocks.0.ff_context.net.2"],
+    "double_blocks.0.img_mod.lin": ["transformer_blocks.0.norm1.linear"],
+    "double_blocks.0.txt_mod.lin": ["transformer_blocks.0.norm1_context.linear"],
+    "single_blocks.1.linear1": [
+        *(f"single_transformer_blocks.1.attn.to_{c}" for c in "qkv"),
+        "single_transformer_blocks.1.proj_mlp",
+    ],
+    "single_blocks.1.linear2": ["single_transformer_blocks.1.proj_out"],
+    "single_blocks.1.modulation.lin": ["single_transformer_blocks.1.norm.linear"],
+    "img_in": ["x_embedder"],
+    "txt_in": ["context_embedder"],
+    "time_in.in_layer": ["time_text_embed.timestep_embedder.linear_1"],
+    "time_in.out_layer": ["time_text_embed.timestep_embedder.linear_2"],
+    "vector_in.in_layer": ["time_text_embed.text_embedder.linear_1"],
+    "vector_in.out_layer": ["time_text_embed.text_embedder.linear_2"],
+    "guidance_in.in_layer": ["time_text_embed.guidance_embedder.linear_1"],
+    "guidance_in.out_layer": ["time_text_embed.guidance_embedder.linear_2"],
+    "final_layer.linear": ["proj_out"],
+}
+BFL_PREFIXES = [("lora_unet_", "_"), ("diffusion_model.", "."), ("", "."), ("transformer.", ".")]
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize(("prefix", "separator"), BFL_PREFIXES)
+def test_a_fused_layer_is_the_rows_of_its_modules(write_layers, tmp_path, prefix, separator, live):
+    torch.manual_seed(0)
+    transformer = flux().requires_grad_(False)
+    modules = dict(transformer.named_modules())
+    layers = {
+        name: lora(seed, *(modules[path] for path in parts))
+        for seed, (name, parts) in enumerate(BFL.items())
+    }
+    named = {prefix + name.replace(".", separator): layer for name, layer in layers.items()}
+    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", named))
+    bound = bind(adapter, spec_of("bfl-flux"), {"transformer": transformer})
+    assert len(bound) == sum(map(len, BFL.values()))
+    x = {
+        path: torch.randn(3, modules[path].in_features) for parts in BFL.values() for path in parts
+    }
+    before = {path: (modules[path].weight.clone(), modules[path](x[path])) for path in x}
+    AdapterState(torch.device("cpu")).switch([Applied("a", bound, 1.0, live)])
+    for name, parts in BFL.items():
+        delta, row = layers[name].up @ layers[name].down, 0
+        for path in parts:
+            weight, output = before[path]
+            rows = delta[row : row + len(weight)]
+            row += len(weight)
+            expected = output + x[path] @ rows.T
+            torch.testing.assert_close(modules[path](x[path]), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(modules[path].weight, weight if live else weight + rows)
+        assert row == len(delta)
+
+
+def test_the_parts_of_a_fused_layer_are_undone_together(write_layers, tmp_path):
+    torch.manual_seed(0)
+    transformer = flux().requires_grad_(False)
+    before = {name: weight.clone() for name, weight in transformer.named_parameters()}
+    modules = dict(transformer.named_modules())
+    name = "double_blocks.1.img_attn.qkv"
+    layer = lora(1, *(modules[path] for path in BFL[name]))
+    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", {name: layer}))
+    bound = bind(adapter, spec_of("bfl-flux"), {"transformer": transformer})
+    state = AdapterState(torch.device("cpu"))
+    state.switch([Applied("a", bound, 1.0, False)])
+    changed = {
+        name
+        for name, weight in transformer.named_parameters()
+        if not torch.equal(weight, before[name])
+    }
+    assert changed == {f"{path}.weight" for path in BFL[name]}
+    state.clear()
+    assert all(torch.equal(weight, before[n]) for n, weight in transformer.named_parameters())
+
+
+@pytest.mark.parametrize("missing", [-1, 1])
+def test_a_fused_layer_of_other_rows_is_refused(write_layers, tmp_path, missing):
+    modules, name = dict(model("bfl-flux").named_modules()), "single_blocks.1.linear1"
+    layer = lora(1, *(modules[path] for path in BFL[name]))
+    up = torch.ones(len(layer.up) + missing, 2)
+    path = write_layers(tmp_path / "lora.safetensors", {name: replace(layer, up=up)})
+    binding = match(read_adapter(path), spec_of("bfl-flux"), {"transformer": model("bfl-flux")})
+    assert not binding.bound
+    assert binding.mismatched[0].startswith(f"{name} (")
+
+
+@pytest.mark.parametrize("kind", ["lokr", "lokr factored"])
+@pytest.mark.parametrize("prefix", ["lycoris_", "lora_transformer_", "transformer."])
+def test_a_lokr_of_any_age(draw_layer, write_layers, tmp_path, prefix, kind):
+    separator = "." if prefix.endswith(".") else "_"
+    modules = {path: part for path, part in trained(model("bfl-flux")).items() if "blocks" in path}
+    layers = {
+        prefix + path.replace(".", separator): draw_layer(kind, module)
+        for path, module in modules.items()
+    }
+    adapter = read_adapter(write_layers(tmp_path / "lokr.safetensors", layers))
+    binding = match(adapter, spec_of("bfl-flux"), {"transformer": model("bfl-flux")})
+    assert sorted(paths(binding).values()) == sorted(f"transformer.{path}" for path in modules)
+
+
+class Ambiguous(torch.nn.Module):
+    """Two modules whose paths differ in a dot for an underscore."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q = torch.nn.Linear(2, 2)
+        self.to = torch.nn.ModuleDict({"q": torch.nn.Linear(2, 2)})
+
+
+def test_a_name_that_could_be_either_of_two_modules_is_refused(fitted):
+    transformer = Ambiguous()
+    parts, spec = {"transformer": transformer}, spec_of("bfl-flux")
+    named = {"lora_transformer_to_q": transformer.to_q}
+    assert fitted(named, spec, parts).unbound == ("lora_transformer_to_q",)
+    names = {"transformer.to_q": transformer.to_q, "transformer.to.q": transformer.to["q"]}
+    assert paths(fitted(names, spec, parts)) == {name: name for name in names}
+
+
+@pytest.mark.parametrize("module", [torch.nn.Embedding(8, 8), torch.nn.ConvTranspose2d(8, 8, 1)])
+@pytest.mark.parametrize("kind", ["lora", "lokr", "lokr factored", "fullrank"])
+def test_low_rank_layers_are_for_linear_and_convolutions(
+    draw_layer, write_layers, tmp_path, kind, module
+):
+    """Their forward would fail, or be another one, on anything else."""
+    layers = {"transformer.0": draw_layer(kind, module)}
+    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
+    binding = match(adapter, spec_of("bfl-flux"), {"transformer": torch.nn.Sequential(module)})
+    assert len(binding.mismatched) == 1
+
+
+@pytest.fixture
+def experts() -> dict[str, Any]:
+    torch.manual_seed(0)
+    return {name: wan().eval().requires_grad_(False) for name in EXPERTS}
+
+
+def changed(experts: Mapping[str, Any], bound: Any) -> set[str]:
+    """The weights that an adapter changes, restored again."""
+    before = {
+        f"{name}.{key}": weight.clone()
+        for name, module in experts.items()
+        for key, weight in module.state_dict().items()
+    }
+    state = AdapterState(torch.device("cpu"))
+    state.switch([Applied("a", bound, 1.0, False)])
+    after = {
+        f"{name}.{key}": weight.clone()
+        for name, module in experts.items()
+        for key, weight in module.state_dict().items()
+    }
+    state.clear()
+    return {key for key in before if not torch.equal(before[key], after[key])}
+
+
+def expert_names(start: str, separator: str, spelled: bool) -> dict[str, str]:
+    return {
+        start + (original("wan", path) if spelled else path).replace(".", separator): path
+        for path in trained(model("wan"))
+        if "blocks" in path
+    }
+
+
+STARTS = [
+    ("diffusion_model.", ".", True),
+    ("diffusion_model.", ".", False),
+    ("transformer.", ".", False),
+    ("", ".", True),
+    ("lora_unet_", "_", True),
+    ("lycoris_", "_", False),
+]
+
+
+@pytest.mark.parametrize(("start", "separator", "spelled"), STARTS)
+@pytest.mark.parametrize(("side", "expert"), [("high", "transformer"), ("low", "transformer_2")])
+def test_a_file_of_one_side_reaches_that_expert_only(
+    write_layers, tmp_path, experts, side, expert, start, separator, spelled
+):
+    names = expert_names(start, separator, spelled)
+    layers = {n: lora(1, experts["transformer"].get_submodule(p)) for n, p in names.items()}
+    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
+    bound = bind(adapter, two_experts(), experts, side)
+    assert changed(experts, bound) == {f"{expert}.{path}.weight" for path in names.values()}
+
+
+COMBINED = [
+    ("diffusion_model.transformer_{}.", "."),
+    ("transformer_{}.", "."),
+    ("lora_unet_transformer_{}_", "_"),
+    ("lycoris_transformer_{}_", "_"),
+    ("lora_transformer_{}_", "_"),
+]
+
+
+@pytest.mark.parametrize("side", ["high", ""])
+@pytest.mark.parametrize(("start", "separator"), COMBINED)
+def test_a_file_of_both_experts_reaches_both(
+    write_layers, tmp_path, experts, start, separator, side
+):
+    layers, expected = {}, {}
+    for number, expert in enumerate(EXPERTS, 1):
+        for name, path in expert_names(start.format(number), separator, True).items():
+            layers[name] = lora(number, experts[expert].get_submodule(path))
+            expected[name] = f"{expert}.{path}"
+    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
+    assert paths(match(adapter, two_experts(), experts, side)) == expected
+    bound = bind(adapter, two_experts(), experts, side)
+    assert changed(experts, bound) == {f"{path}.weight" for path in expected.values()}
+
+
+@pytest.mark.parametrize(("number", "expert"), [(1, "transformer"), (2, "transformer_2")])
+def test_a_combined_file_may_lack_a_side(write_layers, tmp_path, experts, number, expert):
+    names = expert_names(f"diffusion_model.transformer_{number}.", ".", True)
+    layers = {n: lora(1, experts[expert].get_submodule(p)) for n, p in names.items()}
+    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
+    bound = bind(adapter, two_experts(), experts, "high")
+    assert {layer.path.partition(".")[0] for layer in bound} == {expert}
+
+
+def test_a_pair_swapped_is_another_model(write_layers, tmp_path, experts):
+    names, prints = expert_names("diffusion_model.", ".", True), []
+    adapters = []
+    for seed in (1, 2):
+        layers = {n: lora(seed, experts["transformer"].get_submodule(p)) for n, p in names.items()}
+        adapters.append(read_adapter(write_layers(tmp_path / f"{seed}.safetensors", layers)))
+    state = AdapterState(torch.device("cpu"))
+    for sides in (("high", "low"), ("low", "high"), ("high", "low")):
+        state.switch(
+            [
+                Applied(adapter.digest, bind(adapter, two_experts(), experts, side), 1.0, False)
+                for adapter, side in zip(adapters, sides, strict=True)
+            ]
+        )
+        weights = [w for name in EXPERTS for w in experts[name].state_dict().values()]
+        prints.append(b"".join(weight.numpy().tobytes() for weight in weights))
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_without_a_side_a_plain_file_fits_no_expert(write_layers, tmp_path, experts):
+    names = expert_names("diffusion_model.", ".", True)
+    layers = {n: lora(1, experts["transformer"].get_submodule(p)) for n, p in names.items()}
+    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
+    with pytest.raises(AdapterError, match=f"{len(names)} of {len(names)} layers name no module"):
+        bind(adapter, two_experts(), experts)
+
+
+def test_an_expert_of_a_model_with_one_is_no_hindrance(fitted):
+    """Of Wan 2.1, say: the numbers mean nothing there."""
+    (path, module), *_ = trained(model("wan")).items()
+    names = {f"diffusion_model.transformer_1.{path}": module}
+    found = paths(fitted(names, spec_of("wan"), {"transformer": model("wan")}))
+    assert list(found.values()) == [f"transformer.{path}"]
+
+
+def test_what_does_not_fit_is_left_out_only_where_that_is_allowed(write_layers, tmp_path):
+    parts, spec = {"transformer": model("wan")}, spec_of("wan")
+    modules = trained(model("wan"))
+    good = [path for path in modules if "attn1" in path]
+    layers = {f"diffusion_model.{path}": lora(1, modules[path]) for path in good}
+    strange = {"diffusion_model.blocks.9.attn1.to_q": layers[f"diffusion_model.{good[0]}"]}
+    wide = {"diffusion_model.proj_out": lora(1, torch.nn.Linear(5, 5))}
+    adapter = read_adapter(write_layers(tmp_path / "a.safetensors", layers | strange | wide))
+    with pytest.raises(AdapterError, match="does not fit flux: 1 of .* 1 of .* have another shape"):
+        bind(adapter, spec, parts)
+    bound = bind(adapter, spec, parts, allow_partial=True)
+    assert {layer.path for layer in bound} == {f"transformer.{path}" for path in good}
+    binding = match(adapter, spec, parts)
+    report = fit(binding)
+    assert report["unbound"] == list(strange)
+    assert [name.partition(" ")[0] for name in report["mismatched"]] == list(wide)
+    assert report["bound"] == len(good)
+    text = describe(adapter, "mine", binding)
+    assert f"{len(good)} of {len(good) + 2} layers bound: {len(good)} in transformer" in text
+    assert f"1 name no module: {next(iter(strange))}" in text
+
+    nothing = read_adapter(write_layers(tmp_path / "b.safetensors", strange | wide))
+    with pytest.raises(AdapterError, match=r"does not fit flux: 1 of 2 .* 1 of 2 "):
+        bind(nothing, spec, parts, allow_partial=True)
