@@ -71,20 +71,28 @@ class AdapterState:
     def switch(self, adapters: Sequence[Applied]) -> None:
         """Makes exactly these adapters act, in this order; nothing is done if they already do.
 
-        If anything fails, the base is restored and nothing is applied.
+        If anything fails, what acted before acts again; if that fails too, nothing does.
         """
+        before = self._applied if self._settled else ()
         if self._settled and tuple(adapter.key for adapter in adapters) == self.keys:
             return
         try:
             if not (self._settled and self._only_live_multipliers_change(adapters)):
                 self._switch(adapters)
         except BaseException:
-            self.clear()
+            self._revert(before)
             raise
 
     def clear(self) -> None:
         """Removes every adapter; the base weights are what was loaded, bit for bit."""
         self._switch(())
+
+    def _revert(self, before: Sequence[Applied]) -> None:
+        try:
+            self._switch(before)
+        except BaseException:
+            self.clear()
+            raise
 
     def _only_live_multipliers_change(self, adapters: Sequence[Applied]) -> bool:
         if [new.kept for new in adapters] != [old.kept for old in self._applied]:

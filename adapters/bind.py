@@ -121,7 +121,8 @@ class _Index:
             for path, module in modules[component].named_modules():
                 if isinstance(getattr(module, "weight", None), torch.Tensor):
                     target = (f"{component}.{path}", module)
-                    self._add(part, expert, _name_in_file(component, path), target, spec.lora)
+                    for name in _names_in_files(component, path):
+                        self._add(part, expert, name, target, spec.lora)
 
     def _add(
         self, part: str, expert: int | None, path: str, target: Target, layout: LoraLayout
@@ -161,6 +162,14 @@ def _parts(
             yield component, component, None
     if "text_encoder" in modules and "text_encoder_2" not in spec.components:
         yield "text_encoder", SOLE_ENCODER, None
+
+
+def _names_in_files(component: str, path: str) -> tuple[str, ...]:
+    # newer libraries save CLIP without its `text_model` level
+    if not component.startswith("text_encoder"):
+        return (path,)
+    bare = path.removeprefix("text_model.")
+    return bare, f"text_model.{bare}"
 
 
 def _name_in_file(component: str, path: str) -> str:

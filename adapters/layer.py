@@ -143,4 +143,4 @@ def misfit_text(given: object, module: torch.nn.Module) -> str:
     """Both shapes, for people."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    return f"{given} for {list(weight.shape)}"
+    return f"{given} for {type(module).__name__} {list(weight.shape)}"

@@ -53,7 +53,8 @@ class LokrLayer(Layer):
         rows, columns, *kernel = self._second_shape()
         sides = (self.w1.shape[0] * rows, self.w1.shape[1] * columns, *kernel)
         wanted = tuple(weight.shape)
-        if sides == wanted or (not kernel and sides == (wanted[0], weight[0].numel())):
+        fits = sides == wanted or (not kernel and sides == (wanted[0], weight[0].numel()))
+        if fits and isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             return ""
         return misfit_text(f"kron({list(self.w1.shape)}, {[rows, columns, *kernel]})", module)
 

@@ -49,7 +49,8 @@ class LoraLayer(Layer):
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
         given = (self.up.shape[0], *self.down.shape[1:])
-        if given == tuple(weight.shape) and self.up.shape[2:] == (1,) * (weight.dim() - 2):
+        fits = given == tuple(weight.shape) and self.up.shape[2:] == (1,) * (weight.dim() - 2)
+        if fits and isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             return ""
         return misfit_text(f"{list(self.up.shape)} @ {list(self.down.shape)}", module)
 

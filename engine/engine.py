@@ -161,7 +161,11 @@ class Engine:
         """The recipe's base model, loaded, with no adapter applied."""
         with self._lock:
             base = self._load(recipe, get_model(recipe.model), _ignore)
-            base.adapters.clear()
+            try:
+                base.adapters.clear()
+            except CheckpointError:  # the base cannot be restored
+                self.unload()
+                raise
             return base.model
 
     def _load(self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]) -> _Base:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -211,7 +212,8 @@ def test_a_name_of_one_component_is_none_of_another(load, fitted, component):
 
 
 def original(name: str, path: str) -> str:
-    return list(spellings(path, name.split()[0]))[-1][0]
+    """The name of the first release: the one after the module's own."""
+    return [spelled for spelled, _ in spellings(path, name.split()[0])][:2][-1]
 
 
 def marked(names: Mapping[str, Any], endings: tuple[str, str]) -> dict[str, torch.Tensor]:
@@ -240,7 +242,9 @@ def from_library(name: str, names: list[str]) -> dict[str, str]:
         given = convert._convert_non_diffusers_wan_lora_to_diffusers(given)
     found = {}
     for key, tensor in given.items():
-        path, _, _ = key.removeprefix(prefix).partition(".lora")
+        path = re.sub(r"\.lora[._].*|_lora\..*", "", key.removeprefix(prefix))
+        if ".processor." in path:  # how old attention layers were named
+            path = path.replace(".processor", "").replace("to_out", "to_out.0")
         found[names[int(tensor[0, 0])]] = path
     return found
 
@@ -252,7 +256,7 @@ def test_original_names_lead_where_diffusers_leads_them(fitted, name):
     start, separator = ("lora_unet_", "_") if name == "sgm" else ("diffusion_model.", ".")
     names = {start + original(name, path).replace(".", separator): path for path in modules}
     assert len(names) == len(modules)
-    assert sum(path not in written for written, path in names.items()) > len(names) / 2
+    assert sum(path not in written for written, path in names.items()) > 15
     told = from_library(name, list(names))
     assert set(told) == set(names)
     found = paths(fitted({n: modules[p] for n, p in names.items()}, spec, {component: model(name)}))
@@ -394,16 +398,19 @@ class Ambiguous(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.to_q = torch.nn.Linear(2, 2)
-        self.to = torch.nn.ModuleDict({"q": torch.nn.Linear(2, 2)})
+        self.mix_q = torch.nn.Linear(2, 2)
+        self.mix = torch.nn.ModuleDict({"q": torch.nn.Linear(2, 2)})
 
 
 def test_a_name_that_could_be_either_of_two_modules_is_refused(fitted):
     transformer = Ambiguous()
     parts, spec = {"transformer": transformer}, spec_of("bfl-flux")
-    named = {"lora_transformer_to_q": transformer.to_q}
-    assert fitted(named, spec, parts).unbound == ("lora_transformer_to_q",)
-    names = {"transformer.to_q": transformer.to_q, "transformer.to.q": transformer.to["q"]}
+    named = {"lora_transformer_mix_q": transformer.mix_q}
+    assert fitted(named, spec, parts).unbound == ("lora_transformer_mix_q",)
+    names = {
+        "transformer.mix_q": transformer.mix_q,
+        "transformer.mix.q": transformer.get_submodule("mix.q"),
+    }
     assert paths(fitted(names, spec, parts)) == {name: name for name in names}
 
 
@@ -478,7 +485,7 @@ COMBINED = [
     ("transformer_{}.", "."),
     ("lora_unet_transformer_{}_", "_"),
     ("lycoris_transformer_{}_", "_"),
-    ("lora_transformer_{}_", "_"),
+    ("lora_transformer_transformer_{}_", "_"),
 ]
 
 
@@ -547,10 +554,12 @@ def test_what_does_not_fit_is_left_out_only_where_that_is_allowed(write_layers, 
     modules = trained(model("wan"))
     good = [path for path in modules if "attn1" in path]
     layers = {f"diffusion_model.{path}": lora(1, modules[path]) for path in good}
-    strange = {"diffusion_model.blocks.9.attn1.to_q": layers[f"diffusion_model.{good[0]}"]}
+    strange = {"diffusion_model.blocks.9.attn1.to_q": lora(2, modules[good[0]])}
     wide = {"diffusion_model.proj_out": lora(1, torch.nn.Linear(5, 5))}
     adapter = read_adapter(write_layers(tmp_path / "a.safetensors", layers | strange | wide))
-    with pytest.raises(AdapterError, match="does not fit flux: 1 of .* 1 of .* have another shape"):
+    with pytest.raises(
+        AdapterError, match=r"does not fit flux: 1 of .* 1 of .* have another shape"
+    ):
         bind(adapter, spec, parts)
     bound = bind(adapter, spec, parts, allow_partial=True)
     assert {layer.path for layer in bound} == {f"transformer.{path}" for path in good}

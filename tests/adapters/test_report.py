@@ -114,14 +114,15 @@ def test_an_untrained_adapter_is_said_to_change_nothing(
         tmp_path / "lora.safetensors", {name: draw_layer(kind, LINEAR) for name in names}
     )
     assert summary(read_adapter(path))["effective"]
+    tensors = load_file(path)
     for number, name in enumerate(names):
-        tensors = load_file(path)
         tensors[f"{name}.{part}"].zero_()
         save_file(tensors, path)
         adapter = read_adapter(path)
-        assert summary(adapter)["effective"] == (number == 0)  # one layer is enough to act
+        report = summary(adapter)
+        assert report["effective"] == (number == 0)  # one layer is enough to act
         assert ("changes nothing" in describe(adapter, "mine")) == (number == 1)
-    assert set(summary(adapter)["norms"].values()) == {0.0}
+        assert list(report["norms"].values()).count(0.0) == number + 1
 
 
 def test_a_bias_or_a_magnitude_alone_acts(draw_layer, write_layers, tmp_path):

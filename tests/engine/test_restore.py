@@ -1,4 +1,4 @@
-"""A base under adapters is restored from its checkpoint's files, or loaded anew where they changed."""
+"""A base under adapters is restored from its files, or loaded anew where these changed."""
 
 from __future__ import annotations
 
