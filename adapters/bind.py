@@ -103,7 +103,10 @@ def layer_names(
     for prefix, component in layout.prefixes:
         for path, module in modules[component].named_modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                name = _name_in_file(component, path).replace(".", layout.separator)
+                name = _name_in_file(component, path)
+                if layout.writes_original:
+                    name = list(spellings(name, layout.original))[-1][0]
+                name = name.replace(".", layout.separator)
                 targets[prefix + layout.separator + name] = (f"{component}.{path}", module)
     return targets
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from ..core.bfl_names import CHROMA, FLUX2
+from ..core.released_names import KREA2
+
 DENOISER = "denoiser"  # the part that is trained: a spec's unet or transformer
 SOLE_ENCODER = "text_encoder_sole"  # the text encoder of models that have one only
 
@@ -205,4 +208,7 @@ ORIGINAL: dict[str, tuple[tuple[Rule, ...], ...]] = {
     "ltx2": (LTX2, LTX2_TWICE),
     "bfl-flux": (BFL_FLUX,),
     "sgm": (SGM,),
+    "krea2": (KREA2,),
+    "flux2": (FLUX2,),
+    "chroma": (CHROMA,),
 }

@@ -14,35 +14,52 @@ from typing import Any
 
 from ..core.errors import InvalidInputError
 from ..core.requests import AdapterRef, Recipe, SampleRequest
+from ..core.specs import ModelSpec
+from ..core.versions import PROFILES
 from ..pipelines._registry import get_model, list_models
 
 
 def models(options: argparse.Namespace) -> dict[str, Any]:
-    """Every model with its defaults, samplers and repository."""
-    rows = [
-        {
-            "id": spec.id,
-            "title": spec.title,
-            "task": spec.task,
-            "arch": spec.arch,
-            "repo_id": spec.repo_id,
-            "multiple_of": spec.multiple_of,
-            "defaults": asdict(spec.defaults),
-            "samplers": list(spec.samplers),
-            "single_file": spec.single_file,
-            "max_control_images": spec.max_control_images,
-        }
-        for spec in list_models()
-    ]
+    """Every model: defaults, samplers, sizes, weights, and how its LoRA files name layers."""
+    rows = [_model_row(spec) for spec in list_models()]
     if not options.json:
+        title = max(len(row["title"]) for row in rows)
         for row in rows:
             defaults = row["defaults"]
             size = f"{defaults['width']}x{defaults['height']}"
             _say(
-                f"{row['id']:14} {row['title']:24} {size:10} {defaults['steps']:3} steps  "
+                f"{row['id']:16} {row['title']:{title}} {size:10} {defaults['steps']:3} steps  "
                 f"guidance {defaults['guidance_scale']:g}  {row['repo_id']}"
             )
     return {"models": rows}
+
+
+def _model_row(spec: ModelSpec) -> dict[str, Any]:
+    profiles = [profile for profile in PROFILES if not spec.since or profile.has(spec.since)]
+    return {
+        "id": spec.id,
+        "title": spec.title,
+        "task": spec.task,
+        "arch": spec.arch,
+        "repo_id": spec.repo_id,
+        "pipeline": spec.pipeline,
+        "components": list(spec.components),
+        "single_file": spec.single_file,
+        "part_file": spec.part_file,
+        "needs_trainer_code": bool(spec.network),
+        "multiple_of": spec.multiple_of,
+        "defaults": asdict(spec.defaults),
+        "samplers": list(spec.samplers),
+        "negative_prompt": spec.negative_prompt,
+        "max_control_images": spec.max_control_images,
+        "trainer_versions": [profile.version for profile in profiles],
+        "lora_prefixes": {
+            prefix + spec.lora.separator: part for prefix, part in spec.lora.prefixes
+        },
+        "lora_base_model": spec.lora.base_model,
+        "notes": list(spec.notes),
+        "page": f"docs/models/{spec.id}.md",
+    }
 
 
 def sample(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from .errors import InvalidInputError
 from .requests import MAX_SEED, MAX_SIDE, MAX_STEPS, SampleRequest
 from .specs import ModelSpec
+from .versions import LATEST, Profile
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ FLAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def resolve(spec: ModelSpec, request: SampleRequest) -> Settings:
-    """The settings the trainer would arrive at for this request.
+def resolve(spec: ModelSpec, request: SampleRequest, profile: Profile = LATEST) -> Settings:
+    """The settings the trainer of this version would arrive at for this request.
 
     Inline flags win over the request's fields; sides are floored to 8 px, lifted to 64 px, then
     floored to the model's grid. Raises InvalidInputError for a flag whose value cannot be read
@@ -98,8 +99,8 @@ def resolve(spec: ModelSpec, request: SampleRequest) -> Settings:
     spec.check(settings)
     return replace(
         settings,
-        width=floor_side(settings.width, spec.multiple_of),
-        height=floor_side(settings.height, spec.multiple_of),
+        width=floor_side(settings.width, spec.grid(profile)),
+        height=floor_side(settings.height, spec.grid(profile)),
     )
 
 

@@ -6,8 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .versions import Profile
+
 
 def _accept(_: Any) -> None:
+    return None
+
+
+def _leave(_name: str, _module: Any) -> None:
     return None
 
 
@@ -35,7 +41,7 @@ class LoraLayout:
     targets: parts of the module paths that the trainer's network covers.
     base_model: what the trainer writes as ss_base_model_version.
     original: the names of the model's first release, which files may have instead of the module
-    paths: a key of adapters.names.ORIGINAL.
+    paths: a key of adapters.names.ORIGINAL. writes_original: the trainer's files have them.
     experts: components with the high-noise and the low-noise expert, if there are two.
     """
 
@@ -45,6 +51,7 @@ class LoraLayout:
     targets: tuple[str, ...]
     base_model: str
     original: str = ""
+    writes_original: bool = False
     experts: tuple[str, ...] = ()
 
     @property
@@ -76,8 +83,40 @@ class ModelSpec:
     # (spec, source, dtype) -> {component: module or tokenizer}, for checkpoints that no pipeline
     # class of diffusers reads
     load: Callable[..., dict[str, Any]] | None = field(default=None, kw_only=True, repr=False)
+    # the trainer's module that defines the denoiser, if no class of diffusers computes the same
+    network: str = field(default="", kw_only=True)
+    # (component, module): makes a part of diffusers that a LoRA can change the trainer's, loaded or
+    # without weights
+    adapt: Callable[[str, Any], None] = field(default=_leave, kw_only=True, repr=False)
+    # (row of core.versions.CHANGES, px): multiple_of in versions without that change
+    multiple_of_before: tuple[str, int] | None = field(default=None, kw_only=True)
     # raises InvalidInputError for settings that the trainer's own code fails on
     check: Callable[[Any], None] = field(default=_accept, kw_only=True, repr=False)
+    # further classes that model_index.json of a fitting checkpoint may name: older, or its own
+    other_pipelines: tuple[str, ...] = field(default=(), kw_only=True)
+    # (part, repository): what the trainer takes from another repository, as a folder may as well
+    # leave out
+    elsewhere: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
     single_file: bool = field(default=False, kw_only=True)  # the trainer loads one .safetensors
+    # repository of all parts but the denoiser, where repo_id has that one alone
+    rest_repo_id: str = field(default="", kw_only=True)
+    # the component that the trainer loads from a .safetensors by itself; `load` is then given the
+    # folder of the others as a fourth argument, or None for a folder with all
+    part_file: str = field(default="", kw_only=True)
+    # (component, file): what may lie in one released file beside that one
+    beside: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
+    # components that the trainer does not cast after loading, so that their fp32 buffers stay
+    uncast: tuple[str, ...] = field(default=(), kw_only=True)
+    # row of core.versions.CHANGES that brought the model, if not all versions have it
+    since: str = field(default="", kw_only=True)
     max_control_images: int = field(default=0, kw_only=True)
     negative_prompt: bool = field(default=True, kw_only=True)  # it changes the picture
+    # what commonly makes other stacks draw otherwise; a sentence each, for the model's page
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def grid(self, profile: Profile) -> int:
+        """The multiple_of of a trainer version, px."""
+        if self.multiple_of_before is None:
+            return self.multiple_of
+        change, before = self.multiple_of_before
+        return self.multiple_of if profile.has(change) else before

@@ -18,6 +18,7 @@ class Change:
     """One behaviour of the trainer that is not the same in all of its versions.
 
     of_adapter: it concerns one adapter by itself, so that others may differ beside it.
+    arch: how the trainer's names of the models it concerns start; of all if empty.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Change:
     what: str
     source: str
     of_adapter: bool = False
+    arch: str = ""
 
 
 CHANGES = (
@@ -42,6 +44,70 @@ CHANGES = (
         "ostris/ai-toolkit@27a03a91 toolkit/models/lokr.py::LokrModule._call_forward_fast_linear",
         of_adapter=True,
     ),
+    Change(
+        "vae_norm_in_fp32",
+        "0.9.1",
+        "the VAE of Qwen-Image normalises bf16 and fp16 in fp32; before, in their own precision",
+        "ostris/ai-toolkit@27a03a91 requirements_base.txt (diffusers 072d15ee to dc8d9032)",
+    ),
+    Change(
+        "z_image_guidance_above_zero",
+        "0.7.25",
+        "Z-Image is guided whenever guidance is above 0; before, above 1",
+        "ostris/ai-toolkit@27a03a91 requirements_base.txt (diffusers 8600b4c1 to 072d15ee)",
+        arch="zimage",
+    ),
+    Change(
+        "z_image_mask_where_needed",
+        "0.9.1",
+        "Z-Image masks its attention only where lengths differ; before, always, which computes "
+        "the same by another kernel",
+        "ostris/ai-toolkit@27a03a91 requirements_base.txt (diffusers 072d15ee to dc8d9032)",
+        arch="zimage",
+    ),
+    Change(
+        "z_image_sides_of_16",
+        "0.9.14",
+        "the sides of a Z-Image sample are multiples of 16 px; before, of 32 px",
+        "ostris/ai-toolkit@ef57c107 extensions_built_in/diffusion_models/z_image/z_image.py",
+        arch="zimage",
+    ),
+    Change(
+        "z_image_guidance_from_one",
+        "0.10.21",
+        "1 stands for no guidance of Z-Image, so that 1 is subtracted; before, 0 did",
+        "ostris/ai-toolkit@6233efe1 extensions_built_in/diffusion_models/z_image/z_image.py",
+        arch="zimage",
+    ),
+    Change(
+        "z_image_steps_all_count",
+        "0.10.24",
+        "the last of N steps of Z-Image starts at 1/N of the way; before, at its end, so that it "
+        "changed nothing",
+        "ostris/ai-toolkit@27a03a91 requirements_base.txt (diffusers dc8d9032 to c9438378)",
+        arch="zimage",
+    ),
+    Change(
+        "flux2_klein",
+        "0.7.20",
+        "the trainer has FLUX.2 Klein",
+        "ostris/ai-toolkit@a6da9e37 extensions_built_in/diffusion_models/flux2/",
+        arch="flux2_klein",
+    ),
+    Change(
+        "krea2",
+        "0.10.17",
+        "the trainer has Krea 2",
+        "ostris/ai-toolkit@99be3d96 extensions_built_in/diffusion_models/krea2/",
+        arch="krea2",
+    ),
+    Change(
+        "krea2_guidance_from_one",
+        "0.10.21",
+        "1 stands for no guidance of Krea 2, so that 1 is subtracted; before, 0 did",
+        "ostris/ai-toolkit@6233efe1 extensions_built_in/diffusion_models/krea2/krea2.py",
+        arch="krea2",
+    ),
 )
 
 
@@ -52,10 +118,13 @@ class Profile:
     version: str
     commit: str
 
-    @property
-    def changes(self) -> tuple[str, ...]:
-        """Names of the rows of CHANGES that this version has, but for those of one adapter."""
-        return tuple(row.name for row in CHANGES if self.has(row.name) and not row.of_adapter)
+    def changes(self, arch: str) -> tuple[str, ...]:
+        """Names of the rows of CHANGES that this version has and that concern a whole model.
+
+        arch: the trainer's name of the model.
+        """
+        rows = (row for row in CHANGES if arch.startswith(row.arch) and not row.of_adapter)
+        return tuple(row.name for row in rows if self.has(row.name))
 
     def has(self, change: str) -> bool:
         """Whether this version already behaves as the named row of CHANGES says."""
@@ -81,15 +150,16 @@ def get_profile(version: str) -> Profile:
     raise one_of("trainer version", version, TRAINER_VERSIONS[1:])
 
 
-def profile_for_adapters(metadata: tuple[Mapping[str, str], ...]) -> Profile:
+def profile_for_adapters(metadata: tuple[Mapping[str, str], ...], arch: str = "") -> Profile:
     """The profile for `auto`: of the trainer that saved the adapters, or the newest without any.
 
     A version that is not pinned has the changes up to it, and the commit of the newest pinned
-    one that is not newer. Raises InvalidInputError when adapters need different behaviour.
+    one that is not newer. arch: the trainer's name of the model they are for.
+    Raises InvalidInputError when adapters need different behaviour of it.
     """
     versions = {version for meta in metadata if (version := trainer_version(meta))}
     profiles = sorted(map(_profile_of, versions), key=lambda p: _numbers(p.version))
-    if len({profile.changes for profile in profiles}) > 1:
+    if len({profile.changes(arch) for profile in profiles}) > 1:
         raise InvalidInputError(
             "the LoRAs were saved by trainer versions that sample differently "
             f"({', '.join(profile.version for profile in profiles)}); choose trainer_version "

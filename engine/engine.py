@@ -93,6 +93,7 @@ class Engine:
                 frames = self._render(base, plan, request, generator, on_step, previews)
             seconds = time.perf_counter() - started
         info = _info(plan, request.recipe, base.model, applied, seconds)
+        info["height"], info["width"] = frames.shape[1:3]  # not every model draws what is asked
         return SampleResult(frames=frames, fps=float(plan.settings.fps), info=info)
 
     def adapter(

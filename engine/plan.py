@@ -14,7 +14,7 @@ from ..core.errors import AdapterError, InvalidInputError
 from ..core.prompts import Settings, parse_flags, replace_trigger, resolve
 from ..core.requests import MAX_SIDE, AdapterRef, SampleRequest
 from ..core.specs import ModelSpec
-from ..core.versions import Profile, get_profile, profile_for_adapters
+from ..core.versions import LATEST, Profile, get_profile, profile_for_adapters
 from ..pipelines._registry import get_model
 
 LATENT_PIXELS = 8  # px per latent
@@ -50,22 +50,24 @@ def make_plan(request: SampleRequest, open_adapter: Callable[[str], Adapter]) ->
     """
     recipe = request.recipe
     spec = get_model(recipe.model)
-    settings = _fit_latents(spec, request, resolve(spec, request))
+    _settings(spec, request, LATEST)  # refuses what it can before any file is opened or fetched
     opened = [
         (ref, side, open_adapter(path))
         for ref in recipe.adapters
         for path, side in adapter_files(spec, ref)
     ]
-    auto = recipe.trainer_version == "auto"
+    version, auto = recipe.trainer_version, recipe.trainer_version == "auto"
     metadata = tuple(adapter.metadata for _, _, adapter in opened)
-    profile = profile_for_adapters(metadata) if auto else get_profile(recipe.trainer_version)
+    profile = profile_for_adapters(metadata, spec.arch) if auto else get_profile(version)
+    _check_known(spec, profile)
+    settings = _settings(spec, request, profile)
     adapters = tuple(
         PlannedAdapter(
             adapter,
             ref.multiplier if settings.multiplier is None else settings.multiplier,
             side,
             ref.allow_partial,
-            profile_for_adapters((adapter.metadata,)) if auto else profile,
+            profile_for_adapters((adapter.metadata,), spec.arch) if auto else profile,
         )
         for ref, side, adapter in opened
     )
@@ -86,6 +88,14 @@ def adapter_files(spec: ModelSpec, ref: AdapterRef) -> list[tuple[str, str]]:
     return [(path, side) for path, side in pairs if path]
 
 
+def _check_known(spec: ModelSpec, profile: Profile) -> None:
+    if spec.since and not profile.has(spec.since):
+        raise InvalidInputError(
+            f"trainer version {profile.version} does not have {spec.title} yet, so there is no "
+            f"sample to match; choose trainer_version auto or {LATEST.version}"
+        )
+
+
 def _check_mode(mode: str, adapters: tuple[PlannedAdapter, ...]) -> None:
     for planned in adapters:
         if mode == "merged" and planned.adapter.live_only:
@@ -95,8 +105,9 @@ def _check_mode(mode: str, adapters: tuple[PlannedAdapter, ...]) -> None:
             )
 
 
-def _fit_latents(spec: ModelSpec, request: SampleRequest, settings: Settings) -> Settings:
+def _settings(spec: ModelSpec, request: SampleRequest, profile: Profile) -> Settings:
     # given latents decide the size; a size asked for beside them must agree
+    settings = resolve(spec, request, profile)
     if request.latents is None:
         return settings
     shape = _latents_shape(spec, request.latents)
@@ -107,10 +118,10 @@ def _fit_latents(spec: ModelSpec, request: SampleRequest, settings: Settings) ->
         if asked not in (0, given):
             raise InvalidInputError(f"{name}={asked} but the latents are {given} px; use 0")
     for side in (width, height):
-        if side % spec.multiple_of or not LEAST_SIDE <= side <= MAX_SIDE:
+        if side % spec.grid(profile) or not LEAST_SIDE <= side <= MAX_SIDE:
             raise InvalidInputError(
                 f"latents of {width}x{height} px; both sides must be multiples of "
-                f"{spec.multiple_of} from {LEAST_SIDE} to {MAX_SIDE}"
+                f"{spec.grid(profile)} from {LEAST_SIDE} to {MAX_SIDE}"
             )
     return replace(settings, width=width, height=height)
 

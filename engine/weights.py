@@ -41,13 +41,28 @@ def find_weights(
     path = check_local(spec, weights)
     if path.is_dir():
         return path, None
-    configs = path.with_suffix("")
-    if (configs / "model_index.json").is_file():  # not just a folder of the same name
-        check_index(spec, configs)
+    if (configs := _configs_beside(spec, path)) is not None:
         return path, configs
-    on_status(f"Fetching the configuration of {spec.repo_id}")
-    instead = f"put the repository's configuration and tokenizer files into {configs}"
-    return path, _download(spec, CONFIGS, instead)
+    short = "other files" if spec.part_file else "configuration"
+    kinds = short if spec.part_file else f"{short} and tokenizer files"
+    on_status(f"Fetching the {short} of {spec.rest_repo_id or spec.repo_id}")
+    instead = f"put the repository's {kinds} into {path.with_suffix('')}"
+    patterns = _all_but(spec, spec.part_file) if spec.part_file else CONFIGS
+    return path, _download(spec, patterns, instead)
+
+
+def _configs_beside(spec: ModelSpec, path: Path) -> Path | None:
+    # the folder called as the file; of a model's part also the folder that it lies in
+    folders = (path.with_suffix(""), path.parent) if spec.part_file else (path.with_suffix(""),)
+    for folder in folders:
+        if (folder / "model_index.json").is_file():  # not just a folder of the same name
+            if spec.part_file:
+                beside = (name for name, file in spec.beside if path.with_name(file).is_file())
+                check_folder(spec, folder, without=(spec.part_file, *beside))
+            else:
+                check_index(spec, folder)
+            return folder
+    return None
 
 
 def check_local(spec: ModelSpec, weights: str) -> Path:
@@ -61,7 +76,7 @@ def check_local(spec: ModelSpec, weights: str) -> Path:
             f"there are no weights at {weights}; give a folder, a .safetensors file, "
             "'huggingface' or 'tiny'"
         )
-    if not spec.single_file:
+    if not (spec.single_file or spec.part_file):
         raise CheckpointError(
             f"{spec.id} is not loaded from a single file (the trainer does not either); "
             f"give a diffusers folder, as in {spec.repo_id}"
@@ -137,6 +152,12 @@ def _download(
 
     try:
         if patterns is not None:
+            repository = spec.rest_repo_id or spec.repo_id
+            return Path(snapshot_download(repository, allow_patterns=patterns))
+        if spec.rest_repo_id:
+            return _joined(spec)
+        if spec.network or spec.elsewhere:  # no class of diffusers knows where all parts are
+            patterns = [*_all_but(spec, ""), "*/*.jinja", "*/spiece.model"]
             return Path(snapshot_download(spec.repo_id, allow_patterns=patterns))
         import diffusers
 
@@ -147,3 +168,29 @@ def _download(
             f"{spec.repo_id} could not be fetched from Hugging Face: {error}. Gated models need "
             f"their licence accepted on the website and a token in HF_TOKEN; or {instead}"
         ) from error
+
+
+def _joined(spec: ModelSpec) -> Path:
+    # links to the denoiser of one repository and to everything else of another
+    from huggingface_hub import snapshot_download
+
+    (denoiser,) = spec.lora.denoisers
+    patterns = [f"{denoiser}/*.json", f"{denoiser}/*.safetensors"]
+    own = Path(snapshot_download(spec.repo_id, allow_patterns=patterns))
+    rest = Path(snapshot_download(spec.rest_repo_id, allow_patterns=_all_but(spec, denoiser)))
+    folder = cache_folder() / "joined" / f"{spec.id}-{own.name[:12]}-{rest.name[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {part.name: part for part in rest.iterdir()} | {denoiser: own / denoiser}
+    for name, part in parts.items():
+        link = folder / name
+        if link.resolve() != part.resolve():
+            link.unlink(missing_ok=True)
+            link.symlink_to(part, target_is_directory=part.is_dir())
+    return folder
+
+
+def _all_but(spec: ModelSpec, part: str) -> list[str]:
+    # patterns of the files that a repository has without the weights of a component
+    without = {part, *(name for name, _ in spec.elsewhere)}
+    weights = (f"{name}/*.safetensors" for name in spec.components if name not in without)
+    return [*CONFIGS, *weights]

@@ -18,12 +18,25 @@ from ..core.errors import AitkError, CheckpointError, MissingDependencyError
 from ..core.specs import ModelSpec
 from ._process import ONE_AT_A_TIME
 from ._quiet import quiet_libraries
-from ._text import pin_t5_attention
+from ._text import PINS
 
 # What a tokenizer's folder has to hold beside its configuration: the files of one of these.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+ENCODERS = ("text_encoder", "mllm")  # how the names of text encoders' folders start
 # Where the parts of a checkpoint may come from; the last is the name of SD's safety checker.
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+# What an index lists beside parts: Krea 2's choice of hidden states.
+SETTINGS = ("text_encoder_select_layers",)
+# How transformers starts a parameter's name, and how released files do.
+INNER_NAMES = (("model.language_model.", "model."), ("model.visual.", "visual."))
+INNER_NAMES_OF = {
+    "Mistral3ForConditionalGeneration": (
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("lm_head.", "language_model.lm_head."),
+    )
+}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -69,7 +82,8 @@ def load_model(
     keep_rng = torch.random.fork_rng(devices=[])  # building a module may draw numbers
     with ONE_AT_A_TIME, quiet_libraries(), keep_rng, checkpoint_errors(spec, source):
         parts = _read(spec, source, configs, DTYPES[dtype])
-        modules = _modules(spec, parts, source, whole=configs is None, dtype=DTYPES[dtype])
+        whole = configs or source if configs is None or spec.part_file else None
+        modules = _modules(spec, parts, source, whole, DTYPES[dtype])
         tokenizers = {
             name: part
             for name, part in parts.items()
@@ -79,10 +93,15 @@ def load_model(
     return LoadedModel(spec, DTYPES[dtype], device, modules, tokenizers, folders)
 
 
-def check_folder(spec: ModelSpec, folder: Path) -> None:
-    """Raises CheckpointError unless the folder looks like a checkpoint of this model."""
+def check_folder(spec: ModelSpec, folder: Path, without: tuple[str, ...] = ()) -> None:
+    """Raises CheckpointError unless the folder looks like a checkpoint of this model.
+
+    without: components that need not be there.
+    """
     check_index(spec, folder)
     for name in spec.components:
+        if name in without or part_path(spec, folder, name) != str(folder / name):
+            continue
         if not any((folder / name).glob("*.safetensors")):
             raise CheckpointError(
                 f"{folder / name} has no .safetensors weights; pickled ones (.bin, .ckpt, .pt) "
@@ -105,16 +124,38 @@ def check_index(spec: ModelSpec, folder: Path) -> None:
         raise CheckpointError(
             f"{index} names no pipeline class ({error}); download the folder again"
         ) from error
-    if found != spec.pipeline:
+    if found not in (spec.pipeline, *spec.other_pipelines):
         raise CheckpointError(
             f"{folder} is a {found} checkpoint; {spec.id} needs a {spec.pipeline} one"
         )
-    for name, part in parts.items():
-        if isinstance(part, list) and part and part[0] not in LIBRARIES:
+    # parts of the trainer's own classes are read by these, whatever the index names
+    for name, part in () if spec.network else parts.items():
+        if name not in SETTINGS and isinstance(part, list) and part and part[0] not in LIBRARIES:
             raise CheckpointError(
                 f"{index}: {name} is {part}, code of its own, which is not run; "
                 f"give a folder as in {spec.repo_id}"
             )
+
+
+def part_path(spec: ModelSpec, source: Path, name: str) -> str:
+    """Where a part's files are: a folder of the checkpoint, else the repository it comes from.
+
+    A checkpoint as fetched may hold another version of the part than the trainer takes.
+    """
+    folder, repository = source / name, dict(spec.elsewhere).get(name)
+    fetched = source.parent.name == "snapshots"  # so Hugging Face's cache calls them
+    return repository if repository and (fetched or not folder.is_dir()) else str(folder)
+
+
+def released_name(name: str, kind: str = "") -> str:
+    """A parameter's name as files of models that also see have it, whatever transformers does.
+
+    kind: the class of the model, for those whose files have names of their own.
+    """
+    for inner, released in INNER_NAMES_OF.get(kind, INNER_NAMES):
+        if name.startswith(inner):
+            return released + name.removeprefix(inner)
+    return name
 
 
 def module_bytes(module: torch.nn.Module) -> int:
@@ -135,7 +176,7 @@ def _read(
             'the pack\'s folder or `pip install "diffusers>=0.39,<0.43"`'
         ) from error
     if spec.load is not None:
-        return spec.load(spec, source, dtype)
+        return spec.load(spec, source, dtype, *([configs] if spec.part_file else []))
     pipeline_class = getattr(diffusers, spec.pipeline)
     arguments: dict[str, Any] = {"torch_dtype": dtype, **dict.fromkeys(spec.clip_tokenizers)}
     if spec.pipeline == "StableDiffusionPipeline":
@@ -173,8 +214,9 @@ def _unreadable(spec: ModelSpec, source: Path, error: BaseException) -> Checkpoi
 
 
 def _modules(
-    spec: ModelSpec, parts: dict[str, Any], source: Path, whole: bool, dtype: torch.dtype
+    spec: ModelSpec, parts: dict[str, Any], source: Path, whole: Path | None, dtype: torch.dtype
 ) -> dict[str, Any]:
+    # whole: the folder of the text encoders' files; None where one file has all parts
     modules = {name: parts.get(name) for name in spec.components}
     for name, module in modules.items():
         if module is None:
@@ -184,11 +226,15 @@ def _modules(
             raise CheckpointError(
                 f"{source}: {name} lacks {len(empty)} tensors, e.g. {empty[0]}; download it again"
             )
-        if whole and name.startswith("text_encoder"):
-            _check_all_read(module, source / name)
-        module.to(dtype=dtype).eval().requires_grad_(False)
-        if type(module).__name__ == "T5EncoderModel":
-            pin_t5_attention(module)
+        if whole and name.startswith(ENCODERS):
+            folder = Path(part_path(spec, whole, name))
+            if folder == whole / name:
+                _check_all_read(module, folder)
+        if name not in spec.uncast:
+            module.to(dtype=dtype)
+        module.eval().requires_grad_(False)
+        if pin := PINS.get(type(module).__name__):
+            pin(module)
     return modules
 
 
@@ -217,7 +263,8 @@ def _check_all_read(module: torch.nn.Module, folder: Path) -> None:
     spelled = any(name.startswith("text_model.") for name in parameters)
     missing = []
     for name in parameters:
-        names = {name} if spelled else {name, f"text_model.{name}"}
+        names = {name, released_name(name, type(module).__name__), f"model.{name}"}
+        names |= set() if spelled else {f"text_model.{name}"}
         tied = {"encoder.embed_tokens.weight", "shared.weight"}
         if not (names | (tied if name in tied else set())) & stored:
             missing.append(name)
@@ -231,9 +278,12 @@ def _check_all_read(module: torch.nn.Module, folder: Path) -> None:
 def _check_tokenizer_files(spec: ModelSpec, folder: Path) -> None:
     # Without its files transformers 5 silently builds a tokenizer that knows next to no words.
     for name in spec.components:
-        if not name.startswith("text_encoder"):
+        if not name.startswith(ENCODERS):
             continue
-        tokenizer = folder / name.replace("text_encoder", "tokenizer")
+        part = name.replace("text_encoder", "tokenizer").replace("mllm", "processor")
+        tokenizer = folder / part
+        if part_path(spec, folder, part) != str(tokenizer):
+            continue
         found = {path.name for path in tokenizer.glob("*") if path.stat().st_size}
         if "tokenizer_config.json" not in found or not any(map(found.issuperset, VOCABULARIES)):
             raise CheckpointError(

@@ -82,6 +82,23 @@ def project(latents: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
     return (rgb.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
+def scaled_latents(config: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (N, C, ...) as the denoiser takes them, from what a VAE encodes to.
+
+    config: the VAE's: a mean and a deviation per channel, or one shift and one scale.
+    """
+    if getattr(config, "latents_mean", None) is None:
+        shift = getattr(config, "shift_factor", None) or 0.0
+        scale = getattr(config, "scaling_factor", None) or 1.0  # FLUX.2's has neither
+        return (latents - shift) * scale
+    per_channel = (-1, *(1,) * (latents.dim() - 2))
+    mean, std = (
+        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(per_channel)
+        for values in (config.latents_mean, config.latents_std)
+    )
+    return (latents - mean) / std
+
+
 def fit_projection(vae: Any, device: torch.device) -> torch.Tensor:
     """The linear map from scaled latents to RGB, (C + 1, 3), of a VAE that sits on `device`.
 
@@ -90,10 +107,10 @@ def fit_projection(vae: Any, device: torch.device) -> torch.Tensor:
     levels = torch.tensor([0.0, 0.5, 1.0])
     colours = torch.cartesian_prod(levels, levels, levels)  # (27, 3)
     images = (colours * 2 - 1)[:, :, None, None].expand(-1, -1, 64, 64)
+    frames_axis = next(vae.parameters()).dim() == 5  # a VAE of videos; a picture is one frame
+    images = images[:, :, None] if frames_axis else images
     latents = vae.encode(images.to(device, vae.dtype)).latent_dist.mode()
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    latents = (latents.float().cpu() - shift) * vae.config.scaling_factor
-    means = latents.mean(dim=(2, 3))  # (27, C)
+    means = scaled_latents(vae.config, latents.float().cpu()).flatten(2).mean(dim=2)  # (27, C)
     design = torch.cat([means, torch.ones(len(means), 1)], dim=1)
     # A little weight on staying small: 27 colours do not pin down 16 channels.
     ridge = 1e-3 * torch.eye(design.shape[1])

@@ -13,6 +13,9 @@ UNET = "model.diffusion_model.input_blocks.0.0.weight"
 VAE = r"(first_stage_model|vae)\.decoder\."
 CLIP = r"cond_stage_model\.transformer\.text_model\."
 SDXL_CLIP = r"conditioner\.embedders\.0\.transformer\.text_model\."
+KREA2_FILE = {"transformer": r"txtfusion\.projector\.weight"}
+FLUX2_FILE = {"transformer": r"double_stream_modulation_img\.lin\.weight"}
+Z_IMAGE_FILE = {"transformer": r"layers\.0\.attention\.qkv\.weight"}
 # model id -> what the file must hold, by how its tensors' names start
 PARTS = {
     "sd15": {"UNet": UNET, "VAE": VAE, "text encoder": CLIP},
@@ -22,6 +25,11 @@ PARTS = {
         "first text encoder": SDXL_CLIP,
         "second text encoder": r"conditioner\.embedders\.1\.model\.",
     },
+    **dict.fromkeys(("zimage", "zimage_turbo", "zimage_deturbo"), Z_IMAGE_FILE),
+    **dict.fromkeys(("flux2", "flux2_klein_4b", "flux2_klein_9b"), FLUX2_FILE),
+    "chroma": {"transformer": r"distilled_guidance_layer\.in_proj\.weight"},
+    "krea2": KREA2_FILE,
+    "krea2_turbo": KREA2_FILE,
 }
 KINDS = {  # what a file of another kind is: the first of these starts that is found
     r".*(lora|lokr|hada)[_.]": "a LoRA; choose it as the LoRA",
@@ -42,7 +50,7 @@ Header = dict[str, tuple[str, list[int]]]  # tensor -> dtype, shape
 
 
 def check_single_file(spec: ModelSpec, path: Path) -> None:
-    """Raises CheckpointError unless the file holds the whole model, as it was released."""
+    """Raises CheckpointError unless the file holds the model, or its part, as it was released."""
     header = _read_header(path)
     parts = PARTS[spec.id]
     missing = [part for part, start in parts.items() if not _has(header, start)]
@@ -52,7 +60,8 @@ def check_single_file(spec: ModelSpec, path: Path) -> None:
             f"{path} is {kind}. {spec.id} needs {spec.title} in one file, as it was released: "
             f"{', '.join(parts)}; this one lacks {', '.join(missing)}"
         )
-    _check_variant(spec, path, header)
+    if UNET in header:
+        _check_variant(spec, path, header)
     if found := {dtype for dtype, _ in header.values()} - DTYPES:
         raise CheckpointError(
             f"{path} is quantized ({', '.join(sorted(found))}); choose the file with weights in "

@@ -12,6 +12,8 @@ from ..core.specs import ModelSpec
 from ._loading import checkpoint_errors
 from ._process import ONE_AT_A_TIME
 from ._quiet import quiet_libraries
+from ._text import encoder_config
+from ._vendor import trainer_module
 
 
 def skeleton(spec: ModelSpec, folder: Path) -> dict[str, Any]:
@@ -25,17 +27,20 @@ def skeleton(spec: ModelSpec, folder: Path) -> dict[str, Any]:
     keep_rng = torch.random.fork_rng(devices=[])  # building a module may draw numbers
     with ONE_AT_A_TIME, quiet_libraries(), keep_rng, checkpoint_errors(spec, folder):
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        return {name: _empty(folder / name, *index[name]) for name in sorted(trained)}
+        trained -= {name for name, _ in spec.elsewhere if not (folder / name).is_dir()}
+        return {name: _empty(spec, folder / name, *index[name]) for name in sorted(trained)}
 
 
-def _empty(folder: Path, library: str, class_name: str) -> Any:
+def _empty(spec: ModelSpec, folder: Path, library: str, class_name: str) -> Any:
     import diffusers
     import transformers
     from accelerate import init_empty_weights
 
     with init_empty_weights():
-        if library == "diffusers":
-            module_class: Any = getattr(diffusers, class_name)
-            return module_class.from_config(module_class.load_config(str(folder)))
-        config = transformers.AutoConfig.from_pretrained(str(folder))
-        return getattr(transformers, class_name)(config)
+        if library != "transformers":
+            home: Any = trainer_module(spec.network) if spec.network else diffusers
+            module_class: Any = getattr(home, class_name)
+            module = module_class.from_config(module_class.load_config(str(folder)))
+            spec.adapt(folder.name, module)
+            return module
+        return getattr(transformers, class_name)(encoder_config(folder))

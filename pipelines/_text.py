@@ -1,18 +1,40 @@
 """Prompt encoding as the trainer does it, with the text encoders' behaviour pinned.
 
 What the installed transformers version would change is fixed here: the CLIP prompt is repaired
-by ftfy or not by the profile, and T5 computes its softmax in fp32 (transformers 5.15 and newer
-switched to SDPA, which rounds differently).
+by ftfy or not by the profile, T5 computes its softmax in fp32 (transformers 5.15 and newer
+switched to SDPA, which rounds differently), and Gemma 2 leaves out its soft cap, as SDPA does.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..core.errors import MissingDependencyError
 from ..core.versions import Profile
+
+
+def is_transformers_4() -> bool:
+    """Whether the installed transformers is 4.x, which reads its own configurations only."""
+    import transformers
+
+    return transformers.__version__.startswith("4.")
+
+
+def encoder_config(folder: Path | str) -> Any:
+    """A text encoder's configuration, also where transformers 5 saved it and 4 is to read it."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(str(folder))
+    text = getattr(config, "text_config", config)
+    saved_by_5 = getattr(text, "rope_parameters", None)
+    if is_transformers_4() and saved_by_5:
+        rope = dict(saved_by_5)
+        text.rope_theta = rope.pop("rope_theta", text.rope_theta)
+        text.rope_scaling = rope
+    return config
 
 
 def clean_clip_prompt(prompt: str, profile: Profile) -> str:
@@ -101,3 +123,40 @@ def _t5_attention(
         scores = scores + bias
     weights = torch.softmax(scores.float(), dim=-1).type_as(scores)
     return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def pin_gemma2_attention(text_encoder: Any) -> None:
+    """Makes a Gemma 2 attend by SDPA, without its soft cap, as transformers 4.57 to 5.12 do.
+
+    5.23 takes the eager way, which caps the scores.
+    """
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    name = "ai_toolkit_inference_gemma2"
+    AttentionInterface.register(name, _sdpa_attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    text_encoder.config._attn_implementation = name
+
+
+def _sdpa_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (B, H, L, D)
+    key: torch.Tensor,  # (B, H / groups, L, D)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # None: nothing is padded
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    causal = attention_mask is None
+    if not causal:  # fused kernels take either a mask or grouped heads
+        groups = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attention_mask, scale=scaling, is_causal=causal, enable_gqa=causal
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+# What a class of transformers computes is made to stay what it was for the trainer.
+PINS = {"T5EncoderModel": pin_t5_attention, "Gemma2Model": pin_gemma2_attention}

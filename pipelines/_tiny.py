@@ -19,7 +19,9 @@ import torch
 
 from ..core.errors import InvalidInputError, OutputError
 from ..core.specs import ModelSpec
+from ._loading import released_name
 from ._process import ONE_AT_A_TIME
+from ._vendor import PACKAGE as VENDORED
 
 WORDS = [
     "a", "photo", "of", "cat", "dog", "woman", "red", "blue", "green", "the", "on", "with", "hat",
@@ -34,6 +36,7 @@ SD_BETAS = {
     "steps_offset": 1,
 }
 MAX_SEED = 2**31 - 1
+WITH_HEAD = {"Qwen3Model": "Qwen3ForCausalLM"}  # a loaded class -> what its released file holds
 # Brings the output of a randomly filled decoder to a standard deviation of about 0.4, so that
 # pictures do not saturate. A constant: measuring it here would round differently per machine.
 DECODER_GAIN = 0.9
@@ -97,14 +100,19 @@ def fill(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def canonical_name(name: str) -> str:
-    """A parameter's name as released checkpoints spell it, whatever transformers calls it."""
-    name = name.removeprefix("text_model.")
-    return "shared.weight" if name.endswith("embed_tokens.weight") else name
+def canonical_name(name: str, kind: str = "") -> str:
+    """A parameter's name as released checkpoints spell it, whatever transformers calls it.
+
+    kind: the class of its model.
+    """
+    name = released_name(name, kind).removeprefix("text_model.")
+    return "shared.weight" if name == "encoder.embed_tokens.weight" else name
 
 
 def _scaled(name: str, noise: torch.Tensor) -> torch.Tensor:
     leaf = name.rsplit(".", 1)[-1]
+    if leaf == "gamma":
+        return 1.0 + 0.1 * noise  # a norm of a video VAE
     if noise.dim() >= 2 and ("embed" in name or "shared" in name) and noise.shape[0] > 64:
         return noise * 0.7  # a lookup table
     if noise.dim() >= 2:
@@ -118,7 +126,9 @@ def _scaled(name: str, noise: torch.Tensor) -> torch.Tensor:
 # --- parts -----------------------------------------------------------------------------------
 
 
-def clip_text_model(seed: int, projection: int | None = None) -> torch.nn.Module:
+def clip_text_model(
+    seed: int, projection: int | None = None, positions: int = 77
+) -> torch.nn.Module:
     """A two-layer CLIP text encoder, 32 wide; with `projection`, the variant SDXL uses second."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -129,7 +139,7 @@ def clip_text_model(seed: int, projection: int | None = None) -> torch.nn.Module
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=77,
+        max_position_embeddings=positions,
         hidden_act="gelu" if projection else "quick_gelu",
         projection_dim=projection or 32,
         bos_token_id=len(vocabulary) - 2,
@@ -196,13 +206,15 @@ def unet(seed: int, **config: Any) -> torch.nn.Module:
     )
 
 
-def flux_transformer(seed: int, guidance: bool, double: int, single: int) -> torch.nn.Module:
+def flux_transformer(
+    seed: int, guidance: bool, double: int, single: int, **config: Any
+) -> torch.nn.Module:
     """A FLUX transformer, 64 wide, of `double` joint and `single` single blocks."""
     from diffusers import FluxTransformer2DModel
 
     return fill(
         FluxTransformer2DModel(
-            in_channels=64,
+            **{"in_channels": 64} | config,
             num_layers=double,
             num_single_layers=single,
             attention_head_dim=16,
@@ -324,12 +336,12 @@ def _write_part(part: Any, folder: Path) -> list[str]:
     if isinstance(part, TokenizerFiles):
         part.write(folder)
         return ["transformers", part.class_name]
-    module = type(part).__module__.split(".")[0]
-    if module == "transformers":
+    library, *_, file = type(part).__module__.split(".")
+    if library == "transformers":
         _write_text_encoder(part, folder)
     else:
         part.save_pretrained(folder)
-    return [module, type(part).__name__]
+    return [file if library == VENDORED else library, type(part).__name__]
 
 
 def _write_text_encoder(module: Any, folder: Path) -> None:
@@ -337,15 +349,32 @@ def _write_text_encoder(module: Any, folder: Path) -> None:
     # ones then silently start from random weights.
     from safetensors.torch import save_file
 
-    module.config.architectures = [type(module).__name__]
+    kind = type(module).__name__
     module.config.save_pretrained(folder)
-    prefix = "text_model." if type(module).__name__.startswith("CLIP") else ""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["architectures"] = [WITH_HEAD.get(kind, kind)]
+    write_json(folder / "config.json", _with_released_rope(config))
+    prefix = "text_model." if kind.startswith("CLIP") else "model." if kind in WITH_HEAD else ""
     tensors = {}
     for name, parameter in module.named_parameters():
-        name = canonical_name(name)
+        name = canonical_name(name, kind)
         own = "" if name.startswith(("text_projection", "shared")) else prefix
         tensors[own + name] = parameter.detach().contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _with_released_rope(config: dict[str, Any]) -> dict[str, Any]:
+    # transformers 5 writes one `rope_parameters` for the released two, which 4.57 needs
+    released = {
+        key: _with_released_rope(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+    rope = released.pop("rope_parameters", None)
+    if rope and "rope_theta" in rope:
+        released["rope_theta"] = rope.pop("rope_theta")
+        plain = rope in ({"rope_type": "default"}, {"rope_type": "axial"})  # 5.23 names Pixtral's
+        released["rope_scaling"] = None if plain else rope
+    return released
 
 
 def write_json(path: Path, content: Any) -> None:

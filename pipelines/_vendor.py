@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -42,7 +43,9 @@ def trainer_module(path: str) -> ModuleType:
         package = sys.modules.setdefault(name, ModuleType(name))
         package.__path__ = [str(folder.joinpath(*parents[:depth]))]
     try:
-        return importlib.import_module(f"{PACKAGE}.{path}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries it would rather have
+            return importlib.import_module(f"{PACKAGE}.{path}")
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith(PACKAGE):
             raise MissingDependencyError(

@@ -11,6 +11,15 @@ from typing import Any
 from ..core.specs import Defaults, LoraLayout, ModelSpec
 
 T5_TOKENS = 512
+NOTES = (
+    "Guidance is a number that the network is given and the negative prompt is not used; tools "
+    "that run the network twice draw another picture.",
+    "T5 is given 512 tokens with padding and no mask. Tools that cut at 256, mask the padding, or "
+    "let a newer transformers compute its softmax in bf16 differ.",
+    "Loading a LoRA through PEFT rounds its delta before it is added: 1 level off in fp32, more "
+    "in bf16.",
+    "Latents are noise of the CPU's generator in the model's precision, rounded after each step.",
+)
 
 
 def render_flux(context: Any) -> Any:
@@ -23,7 +32,7 @@ def render_flux(context: Any) -> Any:
     settings, model = context.settings, context.model
     pipeline = diffusers.FluxPipeline(**model.parts(), scheduler=flux_scheduler(settings.sampler))
     with context.place(pipeline):
-        embeds, pooled = _encode(context)
+        embeds, pooled = encode_flux(context)
         arguments = {
             "prompt_embeds": embeds,
             "pooled_prompt_embeds": pooled,
@@ -44,8 +53,8 @@ def render_flux(context: Any) -> Any:
         return frames(output.images[0])
 
 
-def _encode(context: Any) -> tuple[Any, Any]:
-    # T5 hidden states (1, 512, C) and the pooled CLIP output (1, C)
+def encode_flux(context: Any) -> tuple[Any, Any]:
+    """The prompt's T5 hidden states (1, 512, C) and pooled CLIP output (1, C)."""
     from ._text import clean_clip_prompt, clip_pooled, t5_hidden, token_ids
 
     model, prompt = context.model, context.settings.prompt
@@ -117,6 +126,7 @@ FLUX_DEV = ModelSpec(
     negative_prompt=False,
     render=render_flux,
     build_tiny=build_tiny_flux,
+    notes=NOTES,
 )
 FLUX_SCHNELL = replace(
     FLUX_DEV,
@@ -125,6 +135,14 @@ FLUX_SCHNELL = replace(
     repo_id="black-forest-labs/FLUX.1-schnell",
     defaults=replace(FLUX_DEV.defaults, steps=4, guidance_scale=1.0),
     build_tiny=lambda seed: build_tiny_flux(seed, guidance=False),
+    notes=(
+        "Noise levels are shifted by the size of the picture, as the trainer does for all of "
+        "FLUX.1; the checkpoint's own scheduler does not shift.",
+        "The trainer trains it with an assistant LoRA. Samples of such a job are drawn with that "
+        "one merged and taken away again; here the checkpoint is as it is.",
+        "There is no guidance: the network is not given the number.",
+        *NOTES[1:],
+    ),
 )
 FLEX1 = replace(
     FLUX_DEV,
@@ -133,5 +151,6 @@ FLEX1 = replace(
     arch="flex1",
     repo_id="ostris/Flex.1-alpha",
     build_tiny=lambda seed: build_tiny_flux(seed, double=1, single=3),
+    notes=(*NOTES, "It is sampled with the schedule of FLUX.1 dev, whatever its own says."),
 )
 MODELS = (FLUX_DEV, FLUX_SCHNELL, FLEX1)

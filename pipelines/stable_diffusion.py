@@ -17,6 +17,14 @@ SAMPLERS = (
     "flowmatch",
 )  # fmt: skip
 TIMESTEPS = 1000
+LORA_ROUNDING = (
+    "In bf16, loading a LoRA through PEFT rounds its delta before it is added: 5 to 30 levels off."
+)
+CPU_NOISE = (
+    "All noise comes from the CPU's generator, and the default sampler draws some at every step: "
+    "from a GPU's, or with another sampler, the same seed is another picture."
+)
+PLAIN_PROMPTS = "Weights such as `(word:1.2)` in a prompt are plain text to the trainer."
 
 
 def check_steps(settings: Any) -> None:
@@ -225,6 +233,15 @@ SD15 = ModelSpec(
     check=check_sd15_steps,
     render=render_sd15,
     build_tiny=build_tiny_sd15,
+    notes=(
+        "The trainer samples with a scheduler of its own (DDPM, leading steps offset by 1), not "
+        "with the checkpoint's: up to 141 levels off otherwise; without the offset alone, 28.",
+        LORA_ROUNDING,
+        CPU_NOISE,
+        "The files of the fp16 variant are rounded once more than those the trainer loads.",
+        "The safety checker, which can black a picture out, is not there in the trainer.",
+        PLAIN_PROMPTS,
+    ),
 )
 SDXL = replace(
     SD15,
@@ -249,5 +266,16 @@ SDXL = replace(
     clip_tokenizers=("tokenizer", "tokenizer_2"),
     render=render_sdxl,
     build_tiny=build_tiny_sdxl,
+    notes=(
+        "The trainer samples with a scheduler of its own (DDPM, leading steps, no offset), not "
+        "with the checkpoint's: up to 106 levels off otherwise.",
+        LORA_ROUNDING,
+        CPU_NOISE,
+        "An empty negative prompt is encoded as any other; the checkpoint asks for zeros instead.",
+        "diffusers marks SDXL pictures with an invisible watermark where that package is "
+        "installed; the trainer does not.",
+        "The files of the fp16 variant are rounded once more than those the trainer loads.",
+        PLAIN_PROMPTS,
+    ),
 )
 MODELS = (SD15, SDXL)

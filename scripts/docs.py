@@ -1,6 +1,8 @@
-"""Writes the generated parts of the README: the table of models and the table of exactness.
+"""Writes what is generated of the documentation: two tables of the README, a page of every model.
 
-python scripts/docs.py [--check]
+    python scripts/docs.py [--check]
+
+--check only says what is stale.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from model_pages import PAGES, RESULTS, exactness, pages
+
 from ai_toolkit_inference import list_models
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "tests" / "goldens" / "results.json"
 
 
 def models_table() -> str:
@@ -24,7 +27,8 @@ def models_table() -> str:
     for spec in list_models():
         defaults = spec.defaults
         lines.append(
-            f"| {spec.title} | `{spec.id}` | {defaults.width}x{defaults.height} | {defaults.steps} "
+            f"| [{spec.title}](docs/models/{spec.id}.md) | `{spec.id}` "
+            f"| {defaults.width}x{defaults.height} | {defaults.steps} "
             f"| {defaults.guidance_scale:g} | {spec.repo_id} |"
         )
     return "\n".join(lines)
@@ -46,16 +50,10 @@ def exactness_table() -> str:
     head = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     rows = []
     for model in sorted({model for model, _ in counts}):
-        cells = [_cell(*counts[model, column]) for column in columns]
+        cells = [exactness(*counts[model, column]) for column in columns]
         rows.append(f"| `{model}` | " + " | ".join(cells) + " |")
     tested = "; ".join(sorted(lines))
     return "\n".join([*head, *rows, "", f"Each with: {tested}."])
-
-
-def _cell(exact: int, pictures: int, most: int) -> str:
-    if exact == pictures:
-        return f"exact ({exact} of {pictures})"
-    return f"{exact} of {pictures} exact, others up to {most} levels"
 
 
 def _version(column: str) -> list[int]:
@@ -71,13 +69,23 @@ def generate(text: str) -> str:
 
 
 def main() -> int:
-    old = README.read_text(encoding="utf-8")
-    new = generate(old)
+    contents = dict(pages(list_models()))
+    contents[README] = generate(README.read_text(encoding="utf-8"))
+    stale = [path for path, text in contents.items() if _read(path) != text]
+    gone = sorted(set(PAGES.glob("*.md")) - set(contents))
     if "--check" in sys.argv:
-        sys.stdout.write("" if new == old else "README.md is stale; run python scripts/docs.py\n")
-        return int(new != old)
-    README.write_text(new, encoding="utf-8")
+        for path in (*stale, *gone):
+            sys.stdout.write(f"{path.relative_to(ROOT)} is stale; run python scripts/docs.py\n")
+        return int(bool(stale or gone))
+    for path in stale:
+        path.write_text(contents[path], encoding="utf-8")
+    for path in gone:
+        path.unlink()
     return 0
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """Writes the example workflows of all models: example_workflows/api/ and their editor twins.
 
-    python scripts/example_workflows.py [--check]
+    python scripts/example_workflows.py [--check] [--thumbnails]
 
 They are made from the models' specs and the nodes' own inputs; --check only says what is stale.
 The weights and the LoRA are the tiny ones, so that every workflow runs as it is dropped.
+
+NAME.jpg beside a workflow is what ComfyUI's list of templates shows: what the workflow draws. One
+is drawn where it is missing, all with --thumbnails, as pixels are not the same on all machines.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ai_toolkit_inference import list_models
+from thumbnails import good_thumbnail, write_thumbnail
+
+from ai_toolkit_inference import get_model, list_models
+from ai_toolkit_inference.core.errors import MissingDependencyError
 
 FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
 PROMPT = "a photo of [trigger] cat on the beach, soft light"
@@ -24,6 +30,10 @@ NOTE = (
     "as weights and your own file as lora_name, and write your trigger word.\n\n"
     "Small and quick, to begin with: set width, height and steps to 0 for the trainer's own "
     "(-1 for guidance)."
+)
+NEEDS_TRAINER = (
+    "\n\nThis model's network is the trainer's own code: run `python install.py` in the pack's "
+    "folder first."
 )
 
 # Editor nodes of each class: inputs that are sockets, inputs that are widgets (in the order the
@@ -144,7 +154,7 @@ def editor_format(graph: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "last_node_id": len(nodes) + 1,
         "last_link_id": len(links),
-        "nodes": [*nodes, _note(len(nodes) + 1)],
+        "nodes": [*nodes, _note(len(nodes) + 1, _about(graph))],
         "links": links,
         "groups": [],
         "config": {},
@@ -211,7 +221,13 @@ def _depth(graph: Mapping[str, Any], name: str) -> int:
     return 1 + max((_depth(graph, source) for source in sources), default=-1)
 
 
-def _note(number: int) -> dict[str, Any]:
+def _about(graph: Mapping[str, Any]) -> str:
+    models = [node["inputs"].get("model") for node in graph.values()]
+    network = any(get_model(model).network for model in models if isinstance(model, str))
+    return NOTE + (NEEDS_TRAINER if network else "")
+
+
+def _note(number: int, text: str) -> dict[str, Any]:
     return {
         "id": number,
         "type": "MarkdownNote",
@@ -223,13 +239,25 @@ def _note(number: int) -> dict[str, Any]:
         "inputs": [],
         "outputs": [],
         "properties": {},
-        "widgets_values": [NOTE],
+        "widgets_values": [text],
     }
+
+
+def _draw(graph: Mapping[str, Any], file: Path) -> None:
+    try:
+        write_thumbnail(graph, file)
+    except MissingDependencyError as error:  # the trainer's own network
+        sys.stdout.write(f"{file.name} was not drawn: {error}\n")
 
 
 def main() -> int:
     stale = []
     for name, graph in workflows():
+        picture_file = FOLDER / f"{name}.jpg"
+        if "--thumbnails" in sys.argv or not good_thumbnail(picture_file):
+            stale.append(picture_file.name)
+            if "--check" not in sys.argv:
+                _draw(graph, picture_file)
         for path, content in (
             (FOLDER / "api" / f"{name}.json", graph),
             (FOLDER / f"{name}.json", editor_format(graph)),

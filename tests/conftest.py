@@ -17,6 +17,35 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 GOLDEN_LORAS = Path(__file__).parent / "goldens" / "loras"
 
 
+def _skip_without_the_trainer(error: Exception) -> None:
+    from ai_toolkit_inference.core.errors import MissingDependencyError
+    from ai_toolkit_inference.pipelines._vendor import trainer_folder
+
+    missing = isinstance(error, MissingDependencyError) and "the trainer's own code" in str(error)
+    if missing and trainer_folder() is None:
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Any:
+    """Skips what needs a network that is the trainer's own where the trainer is not."""
+    try:
+        return (yield)
+    except Exception as error:
+        _skip_without_the_trainer(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    """As for the setup."""
+    try:
+        return (yield)
+    except Exception as error:
+        _skip_without_the_trainer(error)
+        raise
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder that AITK_CACHE names in this run and in the processes it starts."""

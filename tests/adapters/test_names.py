@@ -103,12 +103,33 @@ def ltx2() -> Any:
     )
 
 
+def krea2() -> Any:
+    from diffusers import Krea2Transformer2DModel
+
+    return Krea2Transformer2DModel(
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=8,
+        text_hidden_dim=16,
+        num_text_layers=3,
+        text_num_attention_heads=1,
+        text_num_key_value_heads=1,
+        text_intermediate_size=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+
+
 BUILDS: dict[str, Callable[[], Any]] = {
     "sgm": sdxl_unet,
     "bfl-flux": flux,
     "wan": wan,
     "wan i2v": lambda: wan(image=True),
     "ltx2": ltx2,
+    "krea2": krea2,
 }
 
 
@@ -238,6 +259,8 @@ def from_library(name: str, names: list[str]) -> dict[str, str]:
         given, _ = convert._convert_non_diffusers_lora_to_diffusers(given)
     elif name == "ltx2":
         given = convert._convert_non_diffusers_ltx2_lora_to_diffusers(given)
+    elif name == "krea2":
+        given = convert._convert_non_diffusers_krea2_lora_to_diffusers(given)
     else:
         given = convert._convert_non_diffusers_wan_lora_to_diffusers(given)
     found = {}
@@ -249,7 +272,7 @@ def from_library(name: str, names: list[str]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["sgm", "wan", "wan i2v", "ltx2"])
+@pytest.mark.parametrize("name", ["sgm", "wan", "wan i2v", "ltx2", "krea2"])
 def test_original_names_lead_where_diffusers_leads_them(fitted, name):
     spec, modules = spec_of(name), trained(model(name))
     component = spec.lora.denoisers[0]

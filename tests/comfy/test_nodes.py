@@ -185,7 +185,7 @@ def test_interrupt_stops_within_a_step_and_the_next_run_is_right(
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({"model": "sd9"}, "unknown model 'sd9'; allowed: flex1, flux"),
+        ({"model": "sd9"}, "unknown model 'sd9'; allowed: chroma, flex1"),
         ({"weights": "aitk/missing"}, "aitk/missing"),
         ({"dtype": "int8"}, "dtype"),
         ({"sampler": "magic"}, "sampler"),

@@ -90,6 +90,13 @@ def test_several_adapters_have_to_agree():
         profile_for_adapters((old, {}, new))
 
 
+def test_adapters_have_to_agree_on_what_concerns_their_model():
+    before, after = saved_by("0.9.13"), saved_by("0.9.14")
+    assert profile_for_adapters((before, after), "flux").version == "0.9.14"
+    with pytest.raises(InvalidInputError, match=r"0\.9\.13, 0\.9\.14"):
+        profile_for_adapters((before, after), "zimage:turbo")
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
 def test_a_change_tells_the_pinned_versions_apart(change):
     answers = [profile.has(change.name) for profile in PROFILES]

@@ -26,6 +26,7 @@ from typing import Any
 import layer_goldens
 import numpy as np
 from arithmetic import bf16_arithmetic
+from filelock import FileLock
 from PIL import Image
 from rows import GOLDENS, PROMPTS, SAMPLE, TRIGGER, Row, all_rows, job, kind_of, lora_file
 from safetensors.torch import load_file
@@ -205,15 +206,20 @@ def golden(profile: str, row: Row) -> list[bytes]:
 
 
 def store_goldens(profile: str, pictures: dict[str, list[bytes]], trainer: Any) -> None:
-    """Keeps the trainer's pictures by content, and a manifest of what drew them."""
+    """Keeps the trainer's pictures by content, and a manifest of what drew them.
+
+    Rows that were not drawn this time stay as they are, unless there is no such row any more.
+    """
     folder = GOLDENS / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {}
+    manifest = load_json(MANIFEST)
+    known = {row.id for row in all_rows(profile)}
+    before = manifest.get(profile, {}).get("rows", {})
+    rows = {row_id: names for row_id, names in before.items() if row_id in known}
     for row_id, files in sorted(pictures.items()):
         rows[row_id] = [f"{hashlib.sha256(png).hexdigest()[:16]}.png" for png in files]
         for name, png in zip(rows[row_id], files, strict=True):
             (folder / name).write_bytes(png)
-    manifest = load_json(MANIFEST)
     manifest[profile] = {
         "trainer": trainer,
         "bf16_arithmetic": bf16_arithmetic(),
@@ -274,9 +280,10 @@ def run_comparison(store: bool, device: str, pattern: str) -> int:
         ]
         sys.stdout.write(f"{row_id:34} {profile:8} {', '.join(verdict)}\n")
     if store:
-        if device == "cpu":
-            store_goldens(profile, pictures, trainer)
-        store_results(profile, differences, device)
+        with FileLock(Path(tempfile.gettempdir()) / "aitk-goldens.lock"):
+            if device == "cpu":
+                store_goldens(profile, pictures, trainer)
+            store_results(profile, differences, device)
     return 0 if all(off.same_file for offs in differences.values() for off in offs) else 1
 
 

@@ -43,6 +43,7 @@ from pathlib import Path
 
 import trainer_networks
 import trainer_shims
+import trainer_small
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
 
@@ -60,11 +61,13 @@ def job_config(job: dict, folder: str) -> OrderedDict:
         "sampler": job.get("sampler") or ("flowmatch" if flow else "ddpm"), "sample_every": 1,
         "neg": "", "format": "png", "samples": job.get("samples") or [],
     }  # fmt: skip
+    model = {"name_or_path": job["checkpoint"], "arch": job["arch"]}
+    model |= trainer_small.model_settings(job, folder)
     process: OrderedDict[str, object] = OrderedDict(
         type="sd_trainer",
         training_folder=folder,
         train=train | job.get("train", {}),
-        model={"name_or_path": job["checkpoint"], "arch": job["arch"]} | job.get("model", {}),
+        model=model | job.get("model", {}),
         sample=sample | job.get("sample", {}),
         save={"dtype": "float16"} | job.get("save", {}),
     )
@@ -149,6 +152,7 @@ def load_trainer(finder: trainer_shims.StubFinder) -> None:
     The trainer collects after nearly every action, which costs more than a tiny model's work.
     """
     trainer_shims.import_models(finder)
+    trainer_small.sample_small()
     importlib.import_module("jobs")
     importlib.import_module("toolkit.extension").get_all_extensions_process_dict()
     gc.collect()

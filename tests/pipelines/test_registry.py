@@ -49,5 +49,7 @@ def test_a_spec_fits_its_own_tiny_model(load, spec):
     assert set(model.modules) == set(spec.components)
     assert {component for _, component in spec.lora.prefixes} <= set(spec.components)
     assert set(spec.clip_tokenizers) <= set(model.tokenizers)
-    assert model.modules["vae"].config.latent_channels == spec.latent_channels
+    config = model.modules["vae"].config
+    channels = config.z_dim if "z_dim" in config else config.latent_channels
+    assert channels == spec.latent_channels
     assert len(set(spec.samplers)) == len(spec.samplers)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from ai_toolkit_inference import get_model, list_models
 from ai_toolkit_inference.core.errors import InvalidInputError, OutputError
-from ai_toolkit_inference.pipelines._tiny import write_tiny
+from ai_toolkit_inference.pipelines._loading import ENCODERS
+from ai_toolkit_inference.pipelines._tiny import WITH_HEAD, write_tiny
 
 # To renew after a change that is meant (and then raise TINY_FORMAT): run this file as a script.
 GOLDEN = Path(__file__).with_name("tiny.json")
@@ -86,13 +87,16 @@ def test_the_layout_is_the_hubs(written):
     assert parts > set(spec.components)
     for name in spec.components:
         files = {path.name for path in (folder / name).iterdir()}
-        encoder = name.startswith("text_encoder")
+        encoder = name.startswith(ENCODERS)
         stem = "model" if encoder else "diffusion_pytorch_model"
         assert files == {"config.json", f"{stem}.safetensors"}
         library = "transformers" if encoder else "diffusers"
+        if spec.network and name in spec.lora.denoisers:
+            library = spec.network.split(".")[-1]
         config = json.loads((folder / name / "config.json").read_text())
         named = config["architectures"][0] if encoder else config["_class_name"]
-        assert index[name] == [library, named]
+        assert index[name][0] == library
+        assert named in (index[name][1], WITH_HEAD.get(index[name][1]))
     assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
 
 

@@ -1,0 +1,102 @@
+"""OmniGen2: the size it is sampled at, the time grid, the prompt in its template twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from ai_toolkit_inference import get_model
+from ai_toolkit_inference.core.errors import InvalidInputError, MissingDependencyError
+from ai_toolkit_inference.engine.weights import tiny_folder
+from ai_toolkit_inference.pipelines import _vendor
+from ai_toolkit_inference.pipelines._loading import check_folder
+from ai_toolkit_inference.pipelines.omnigen2 import (
+    SYSTEM,
+    in_template,
+    network_class,
+    sampled_size,
+    time_grid,
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sampled"),
+    [
+        ((1024, 1024), (1024, 1024)),
+        ((512, 512), (512, 512)),
+        ((104, 72), (96, 64)),
+        ((2048, 1024), (1440, 720)),
+        ((1536, 1536), (1024, 1024)),
+    ],
+)
+def test_a_megapixel_at_most(asked, sampled):
+    assert sampled_size(*asked) == sampled
+
+
+def test_the_picture_has_the_size_asked_for(engine, ask):
+    assert engine.sample(ask("omnigen2", width=104, height=72)).frames.shape == (1, 72, 104, 3)
+
+
+def test_the_time_grid():
+    times = time_grid(4, 128 * 128)
+    assert times.dtype == torch.float32
+    assert times.tolist() == pytest.approx([0.0, 0.094340, 0.238095, 0.483871, 1.0], abs=1e-6)
+    assert time_grid(4, 40 * 40).tolist() == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+def test_the_template_twice(load):
+    text = in_template(load("omnigen2").tokenizers["processor"], "a cat")
+    opening = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
+    assert text == f"{opening}{opening}a cat<|im_end|>\n<|im_end|>\n"
+
+
+def test_guidance_at_one_leaves_the_negative_prompt_out(engine, ask):
+    def draw(guidance, negative):
+        asked = ask("omnigen2", guidance_scale=guidance, negative_prompt=negative, steps=1)
+        return engine.sample(asked).frames
+
+    assert np.array_equal(draw(1.0, ""), draw(1.0, "blurry"))
+    assert not np.array_equal(draw(1.5, ""), draw(1.5, "blurry"))
+
+
+def test_latents_have_to_be_of_the_size_that_is_sampled(engine, ask):
+    latents = torch.zeros(1, 16, 9, 8)
+    with pytest.raises(InvalidInputError, match=r"64x72 px, but omnigen2 .* 64x64"):
+        engine.sample(ask("omnigen2", latents=latents, width=0, height=0, denoise=0.5))
+    start = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = [
+        engine.sample(
+            ask("omnigen2", latents=start, width=0, height=0, denoise=denoise, steps=4)
+        ).frames
+        for denoise in (0.25, 0.5, 1.0)
+    ]
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[1], drawn[2])
+
+
+def test_the_released_index_names_code_that_is_not_run(tmp_path):
+    spec = get_model("omnigen2")
+    shutil.copytree(tiny_folder(spec), tmp_path / "released")
+    index = tmp_path / "released" / "model_index.json"
+    parts = json.loads(index.read_text())
+    index.write_text(json.dumps(parts | {"scheduler": ["scheduling_of_its_own", "Scheduler"]}))
+    check_folder(spec, tmp_path / "released")
+
+
+def test_without_the_trainer_it_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.delenv("AI_TOOLKIT_PATH", raising=False)
+    monkeypatch.setattr(_vendor, "VENDOR", tmp_path / "none")
+    try:
+        with pytest.raises(MissingDependencyError, match="run `python install"):
+            network_class()
+    finally:
+        monkeypatch.undo()
+
+
+def test_the_network_is_the_trainers(load):
+    network = load("omnigen2").modules["transformer"]
+    assert type(network) is network_class()
+    assert type(network).__module__.startswith(f"{_vendor.PACKAGE}.extensions_built_in.")
