@@ -284,7 +284,7 @@ NOTES = (
 )
 FLUX2_DIFFUSERS = ModelSpec(
     id="flux2_diffusers",
-    title="FLUX.2 dev with its own text encoder",
+    title="FLUX.2 dev, diffusers",
     task="text-to-image",
     arch="flux2",
     repo_id="black-forest-labs/FLUX.2-dev",

@@ -53,7 +53,9 @@ def exactness_table() -> str:
         cells = [exactness(*counts[model, column]) for column in columns]
         rows.append(f"| `{model}` | " + " | ".join(cells) + " |")
     tested = "; ".join(sorted(lines))
-    return "\n".join([*head, *rows, "", f"Each with: {tested}."])
+    return "\n".join(
+        [*head, *rows, "", f"Measured with: {tested}; each model's page says with which."]
+    )
 
 
 def _version(column: str) -> list[int]:

@@ -123,6 +123,14 @@ def krea2() -> Any:
     )
 
 
+def adapted(name: str) -> Any:
+    """The denoiser of a tiny checkpoint, as it is made the trainer's."""
+    spec = get_model(name)
+    module = spec.build_tiny(0)["transformer"]
+    spec.adapt("transformer", module)
+    return module
+
+
 BUILDS: dict[str, Callable[[], Any]] = {
     "sgm": sdxl_unet,
     "bfl-flux": flux,
@@ -130,6 +138,8 @@ BUILDS: dict[str, Callable[[], Any]] = {
     "wan i2v": lambda: wan(image=True),
     "ltx2": ltx2,
     "krea2": krea2,
+    "flux2": lambda: adapted("flux2"),
+    "chroma": lambda: adapted("chroma"),
 }
 
 

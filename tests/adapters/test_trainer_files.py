@@ -28,15 +28,17 @@ MODELS = (
     "zimage",
     "hidream",
     "omnigen2",
+    "chroma",
+    "flux2",
 )
 VERSIONS = ("0.7.19", "0.12.26")
 PAIRS = list(product(MODELS, MODELS))
 SAME_LAYERS = {
     name: names for names in (("flux", "flux_schnell"), ("flex1", "flex2")) for name in names
-}
-FLUX = {"flux", "flux_schnell", "flex1", "flex2"}
+} | {"chroma": ("chroma", "flux", "flux_schnell")}  # FLUX.1 without its modulation
+FLUX = {"flux", "flux_schnell", "flex1", "flex2", "chroma"}
 # so that a file for their tiny weights looks like none
-TOLD_BY_WIDTH = ("lumina2", "zimage", "omnigen2")
+TOLD_BY_WIDTH = ("lumina2", "zimage", "omnigen2", "chroma", "flux2")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

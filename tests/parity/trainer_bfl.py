@@ -3,6 +3,7 @@
 Used by `trainer_run.py`, inside the trainer's interpreter; imports nothing of this package.
 """
 
+import functools
 import importlib
 import json
 import re
@@ -96,13 +97,9 @@ def _flux2(arch: str, checkpoint: Path, target: Path) -> dict:
 def _make_small(module, name: str, sizes: dict) -> None:
     # a settings class of the trainer now gives these sizes
     released = getattr(module, name)
-    released = getattr(released, "released", released)
-
-    def small():
-        return released(**sizes)
-
-    small.released = released
-    setattr(module, name, small)
+    if isinstance(released, functools.partial):  # of an earlier job
+        released = released.func
+    setattr(module, name, functools.partial(released, **sizes))
 
 
 def _vae(tensors: dict) -> dict:

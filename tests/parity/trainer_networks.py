@@ -93,6 +93,8 @@ def attach(process, given: dict, target_lists) -> None:
 def complete(network, lora: str) -> None:
     """Magnitudes of a DoRA, which the trainer saves with peft names and loses when it loads."""
     given = importlib.import_module("safetensors.torch").load_file(lora)
+    # many models save this prefix instead
+    given = {key.replace("diffusion_model.", "transformer.", 1): v for key, v in given.items()}
     for module in network.get_all_modules():
         key = module.lora_name.replace("$$", ".") + ".magnitude"
         if hasattr(module, "magnitude"):
