@@ -1,13 +1,14 @@
-"""Where a flow model's denoising starts."""
+"""Where a flow model's denoising starts, and the loop of those that pack latents as FLUX does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from ._render import scaled_latents
+from ._render import frames, scaled_latents, step_callback
 
 
 def sigmas_left(settings: Any) -> np.ndarray:
@@ -53,3 +54,28 @@ def start_packed(context: Any, pipeline: Any) -> torch.Tensor:
         shape = (1, model.spec.latent_channels, *sides)
         latents = torch.randn(shape, generator=context.generator, dtype=model.dtype)
     return pipeline._pack_latents(latents.to(model.device), *latents.shape)
+
+
+def packed_frames(context: Any, pipeline: Any, predict: Callable[[Any, Any], Any]) -> np.ndarray:
+    """Frames, uint8 (1, H, W, 3), of a pipeline that packs latents and decodes as FLUX does.
+
+    predict: (packed latents, time of 0 to 1) -> what the network predicts. Everything is placed.
+    """
+    settings, scheduler = context.settings, pipeline.scheduler
+
+    def unpack(packed: Any) -> Any:
+        size = settings.height, settings.width
+        return pipeline._unpack_latents(packed, *size, pipeline.vae_scale_factor)
+
+    timesteps = set_flux_timesteps(scheduler, settings, context.model.device)
+    pipeline._num_timesteps = len(timesteps)
+    latents = start_packed(context, pipeline)
+    report = step_callback(context, unpack)
+    for index, timestep in enumerate(timesteps):
+        time = timestep.expand(1).to(latents.dtype) / 1000
+        latents = scheduler.step(predict(latents, time), timestep, latents, return_dict=False)[0]
+        report(pipeline, index, timestep, {"latents": latents})
+    config = pipeline.vae.config
+    unscaled = unpack(latents) / config.scaling_factor + config.shift_factor
+    image = pipeline.vae.decode(unscaled, return_dict=False)[0]
+    return frames(pipeline.image_processor.postprocess(image, output_type="pil")[0])

@@ -33,41 +33,14 @@ def render_chroma(context: Any) -> Any:
     """Chroma frames, uint8 (1, H, W, 3), guided by two passes of the network a step."""
     import diffusers
 
-    from ._render import frames
+    from ._flow import packed_frames
     from ._schedulers import flux_scheduler
 
     pipeline: Any = diffusers.ChromaPipeline(
         **context.model.parts(), scheduler=flux_scheduler(context.settings.sampler)
     )
     with context.place(pipeline):
-        latents = _denoise(context, pipeline)
-        vae = pipeline.vae
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents, return_dict=False)[0]
-        return frames(pipeline.image_processor.postprocess(image, output_type="pil")[0])
-
-
-def _denoise(context: Any, pipeline: Any) -> Any:
-    # latents (1, 16, H/8, W/8)
-    from ._flow import set_flux_timesteps, start_packed
-    from ._render import step_callback
-
-    settings, model, scheduler = context.settings, context.model, pipeline.scheduler
-
-    def unpack(packed: Any) -> Any:
-        size = settings.height, settings.width
-        return pipeline._unpack_latents(packed, *size, pipeline.vae_scale_factor)
-
-    timesteps = set_flux_timesteps(scheduler, settings, model.device)
-    pipeline._num_timesteps = len(timesteps)
-    predict = _prediction(context, pipeline)
-    latents = start_packed(context, pipeline)
-    report = step_callback(context, unpack)
-    for index, timestep in enumerate(timesteps):
-        time = timestep.expand(1).to(latents.dtype) / 1000
-        latents = scheduler.step(predict(latents, time), timestep, latents, return_dict=False)[0]
-        report(pipeline, index, timestep, {"latents": latents})
-    return unpack(latents)
+        return packed_frames(context, pipeline, _prediction(context, pipeline))
 
 
 def _prediction(context: Any, pipeline: Any) -> Any:

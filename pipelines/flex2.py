@@ -40,84 +40,37 @@ def render_flex2(context: Any) -> Any:
     """Flex.2 frames, uint8 (1, H, W, 3). guidance_scale is only embedded; nothing is negated."""
     import diffusers
 
-    from ._render import frames
+    from ._flow import packed_frames
     from ._schedulers import flux_scheduler
 
     pipeline: Any = diffusers.FluxControlPipeline(
         **context.model.parts(), scheduler=flux_scheduler(context.settings.sampler)
     )
     with context.place(pipeline):
-        latents = _denoise(context, pipeline)
-        vae = pipeline.vae
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents, return_dict=False)[0]
-        return frames(pipeline.image_processor.postprocess(image, output_type="pil")[0])
+        return packed_frames(context, pipeline, _prediction(context, pipeline))
 
 
-def _denoise(context: Any, pipeline: Any) -> Any:
-    # latents (1, 16, H/8, W/8)
+def _prediction(context: Any, pipeline: Any) -> Any:
+    # (packed latents, time) -> what the network predicts
     import torch
 
-    from ._render import step_callback
-
     settings, model = context.settings, context.model
-    height, width = settings.height, settings.width
-
-    def unpack(packed: Any) -> Any:
-        return pipeline._unpack_latents(packed, height, width, pipeline.vae_scale_factor)
-
     embeds, pooled = encode_flux(context)
-    timesteps = _set_timesteps(pipeline.scheduler, settings, model.device)
-    pipeline._num_timesteps = len(timesteps)
-    latents, image_ids = _start(context, pipeline)
+    size = settings.height // 16, settings.width // 16
     fixed = {
         "encoder_hidden_states": embeds,
         "pooled_projections": pooled,
         "txt_ids": torch.zeros(embeds.shape[1], 3, device=model.device, dtype=model.dtype),
-        "img_ids": image_ids,
+        "img_ids": pipeline._prepare_latent_image_ids(1, *size, model.device, model.dtype),
         "guidance": torch.tensor([settings.guidance_scale], dtype=torch.float32).to(model.device),
         "return_dict": False,
     }
-    no_pictures = _no_pictures(latents)
-    report = step_callback(context, unpack)
-    for index, timestep in enumerate(timesteps):
-        prediction = pipeline.transformer(
-            hidden_states=torch.cat([latents, no_pictures], dim=2),
-            timestep=timestep.expand(1).to(latents.dtype) / 1000,
-            **fixed,
-        )[0]
-        latents = pipeline.scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-        report(pipeline, index, timestep, {"latents": latents})
-    return unpack(latents)
 
+    def predict(latents: Any, time: Any) -> Any:
+        given = torch.cat([latents, _no_pictures(latents)], dim=2)
+        return pipeline.transformer(hidden_states=given, timestep=time, **fixed)[0]
 
-def _set_timesteps(scheduler: Any, settings: Any, device: Any) -> Any:
-    from ._flow import sigmas_left
-
-    config = scheduler.config
-    tokens = (settings.height // 16) * (settings.width // 16)
-    low, high = config.base_image_seq_len, config.max_image_seq_len
-    slope = (config.max_shift - config.base_shift) / (high - low)
-    mu = tokens * slope + (config.base_shift - slope * low)
-    scheduler.set_timesteps(sigmas=sigmas_left(settings), device=device, mu=mu)
-    return scheduler.timesteps
-
-
-def _start(context: Any, pipeline: Any) -> tuple[Any, Any]:
-    # packed latents (1, tokens, 64) and where each is in the picture (tokens, 3)
-    from ._flow import start_latents
-
-    settings, model = context.settings, context.model
-    height, width = settings.height, settings.width
-    if settings.denoise == 1:
-        return pipeline.prepare_latents(
-            1, PACKED // 4, height, width, model.dtype, model.device, context.generator
-        )
-    latents = start_latents(context, float(pipeline.scheduler.sigmas[0]))
-    packed = pipeline._pack_latents(latents, *latents.shape)
-    return pipeline.prepare_latents(
-        1, PACKED // 4, height, width, model.dtype, model.device, None, packed
-    )
+    return predict
 
 
 def _no_pictures(latents: Any) -> Any:

@@ -1,4 +1,4 @@
-"""FLUX.2: prompts, noise levels, guidance, and the files it is released in."""
+"""FLUX.2 and Chroma: prompts, noise levels, guidance, and the files they are released in."""
 
 from __future__ import annotations
 
@@ -94,6 +94,30 @@ def test_tokens_are_four_latents_each_normalised(load):
     assert torch.allclose(from_tokens(vae, tokens), latents, atol=1e-5)
     first = (latents[0, 0, 0, 1] - vae.bn.running_mean[1]) / (vae.bn.running_var[1] + 1e-4).sqrt()
     assert tokens[0, 1, 0, 0] == pytest.approx(float(first), abs=1e-5)
+
+
+@pytest.mark.parametrize(("model", "channels"), [("flux2", 32), ("chroma", 16)])
+def test_few_steps_stay_near_given_latents(engine, ask, load, model, channels):
+    vae = load(model).modules["vae"]
+    start = torch.randn(1, channels, 8, 12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        picture = vae.decode(start).sample
+    expected = ((picture / 2 + 0.5).clamp(0, 1) * 255)[0].permute(1, 2, 0).numpy()
+    near, far = (
+        np.abs(engine.sample(request).frames[0] - expected).mean()
+        for request in (
+            ask(model, latents=start, denoise=share, width=0, height=0, steps=50)
+            for share in (0.02, 1.0)
+        )
+    )
+    assert near < far / 2
+
+
+@pytest.mark.parametrize("model", ["flux2", "flux2_klein_4b", "chroma"])
+def test_steps_have_previews(engine, ask, model):
+    steps = []
+    engine.sample(ask(model), lambda step: steps.append(step.preview()), previews=True)
+    assert [step.shape for step in steps] == [(8, 8, 3)] * 2
 
 
 def test_long_prompts_of_chroma_are_counted_in_the_models_dtype():
