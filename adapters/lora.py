@@ -17,7 +17,7 @@ from ..core.versions import Profile
 from .layer import Layer, LiveLayer, misfit_text
 
 FEWEST_ROWS = 16
-CACHED = 1 << 18  # weights a CPU thread works on at once: a megabyte in fp32
+CACHED = 1 << 17  # weights a CPU thread works on at once: half a megabyte in fp32
 
 
 @dataclass(frozen=True)
