@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """No progress bars, casting advice or deprecations from diffusers and transformers."""
+    # which transformers may import, and which misses triton then
+    logging.getLogger("torchao").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 

@@ -194,20 +194,24 @@ def count(part: Part) -> dict[str, Any]:
 def _count(cls: str, config: str, dropped: str) -> dict[str, Any]:
     import torch
 
+    module_class = _class(cls)  # libraries make tensors while they are imported
     with torch.device("meta"):
-        module = _build(cls, json.loads(config))
+        module = _build(module_class, json.loads(config))
     unused = sum(p.numel() for p in module.get_submodule(dropped).parameters()) if dropped else 0
     kept = sum(parameter.numel() for parameter in module.parameters()) - unused
     entry = {"class": cls.rpartition(":")[2], "parameters": kept}
     return entry | ({"dropped": unused} if dropped else {})
 
 
-def _build(cls: str, config: dict[str, Any]) -> Any:
+def _class(cls: str) -> Any:
     library, _, name = cls.partition(":")
     trainers = library not in ("diffusers", "transformers")
     module = trainer_module(library) if trainers else importlib.import_module(library)
-    module_class = getattr(module, name)
-    if library != "transformers":
+    return getattr(module, name)
+
+
+def _build(module_class: Any, config: dict[str, Any]) -> Any:
+    if not module_class.__module__.startswith("transformers."):
         return module_class(**config)
     return module_class(module_class.config_class(**config))
 
