@@ -16,6 +16,7 @@ SDXL_CLIP = r"conditioner\.embedders\.0\.transformer\.text_model\."
 KREA2_FILE = {"transformer": r"txtfusion\.projector\.weight"}
 FLUX2_FILE = {"transformer": r"double_stream_modulation_img\.lin\.weight"}
 Z_IMAGE_FILE = {"transformer": r"layers\.0\.attention\.qkv\.weight"}
+QWEN_IMAGE_FILE = {"transformer": r"transformer_blocks\.0\.img_mod\.1\."}
 # model id -> what the file must hold, by how its tensors' names start
 PARTS = {
     "sd15": {"UNet": UNET, "VAE": VAE, "text encoder": CLIP},
@@ -28,6 +29,7 @@ PARTS = {
     **dict.fromkeys(("zimage", "zimage_turbo", "zimage_deturbo"), Z_IMAGE_FILE),
     **dict.fromkeys(("flux2", "flux2_klein_4b", "flux2_klein_9b"), FLUX2_FILE),
     "chroma": {"transformer": r"distilled_guidance_layer\.in_proj\.weight"},
+    **dict.fromkeys(("qwen_image", "qwen_image_2512"), QWEN_IMAGE_FILE),
     "krea2": KREA2_FILE,
     "krea2_turbo": KREA2_FILE,
 }

@@ -32,12 +32,22 @@ def check_steps(settings: Any) -> None:
         raise InvalidInputError(f"steps={settings.steps}; Qwen-Image needs at least 2")
 
 
-def load_qwen_image(spec: ModelSpec, source: Path, dtype: Any) -> dict[str, Any]:
-    """The parts of a checkpoint, without the vision tower that only editing needs."""
+def load_qwen_image(
+    spec: ModelSpec, source: Path, dtype: Any, folder: Path | None = None
+) -> dict[str, Any]:
+    """The parts of a checkpoint, without the vision tower that only editing needs.
+
+    source: a folder; or the transformer in a file, with the rest in `folder`.
+    """
     import diffusers
 
+    reading: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    if folder is not None:
+        reading["transformer"] = diffusers.QwenImageTransformer2DModel.from_single_file(
+            str(source), config=str(folder), subfolder="transformer", torch_dtype=dtype
+        )
     pipeline_class: Any = getattr(diffusers, spec.pipeline)
-    pipeline = pipeline_class.from_pretrained(str(source), use_safetensors=True, torch_dtype=dtype)
+    pipeline = pipeline_class.from_pretrained(str(folder or source), **reading)
     pipeline.text_encoder.model.visual = None
     return pipeline.components
 
@@ -130,6 +140,7 @@ QWEN_IMAGE = ModelSpec(
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/qwen_image/",
     components=("text_encoder", "transformer", "vae"),
     load=load_qwen_image,
+    part_file="transformer",
     check=check_steps,
     notes=(
         "A negative prompt is always given, even an empty one; without one diffusers does not "

@@ -152,3 +152,31 @@ def test_previews_show_the_latents_and_change_nothing(engine, ask):
     assert np.array_equal(plain, seen.frames)
     assert [(preview.shape, preview.dtype) for preview in previews] == [((8, 12, 3), np.uint8)] * 3
     assert all(preview.std() > 0 for preview in previews)
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """A folder with all parts but the transformer's weights, and these."""
+    folder = shutil.copytree(tiny_folder(get_model("qwen_image")), tmp_path / "qwen")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    stored = load_file(weights)
+    weights.unlink()
+    return folder, stored
+
+
+def test_the_transformer_as_a_file_beside_the_other_parts(beside, draw):
+    """As the trainer loads one."""
+    folder, stored = beside
+    save_file(stored, folder / "qwen_image.safetensors")
+    size = {"width": 64, "height": 64, "steps": 2, "dtype": "bf16"}
+    from_file = draw(weights=folder / "qwen_image.safetensors", **size)
+    assert from_file == draw(weights="tiny", **size)
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "x."])
+def test_a_file_that_the_trainer_cannot_read_is_refused(beside, draw, prefix):
+    folder, stored = beside
+    file = folder / "qwen_image.safetensors"
+    save_file({prefix + name: value for name, value in stored.items()}, file)
+    with pytest.raises(CheckpointError, match="lacks transformer"):
+        draw(weights=file)
