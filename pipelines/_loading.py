@@ -93,6 +93,23 @@ def load_model(
     return LoadedModel(spec, DTYPES[dtype], device, modules, tokenizers, folders)
 
 
+def read_with_file(
+    spec: ModelSpec, source: Path, dtype: torch.dtype, folder: Path | None, denoiser: str
+) -> Any:
+    """The pipeline of a folder; or of a file with the transformer, and the rest in `folder`.
+
+    denoiser: its class in diffusers, which reads such a file as the trainer has it read.
+    """
+    import diffusers
+
+    reading: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    if folder is not None:
+        reading[spec.part_file] = getattr(diffusers, denoiser).from_single_file(
+            str(source), config=str(folder), subfolder=spec.part_file, torch_dtype=dtype
+        )
+    return getattr(diffusers, spec.pipeline).from_pretrained(str(folder or source), **reading)
+
+
 def check_folder(spec: ModelSpec, folder: Path, without: tuple[str, ...] = ()) -> None:
     """Raises CheckpointError unless the folder looks like a checkpoint of this model.
 

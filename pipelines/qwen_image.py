@@ -39,15 +39,9 @@ def load_qwen_image(
 
     source: a folder; or the transformer in a file, with the rest in `folder`.
     """
-    import diffusers
+    from ._loading import read_with_file
 
-    reading: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
-    if folder is not None:
-        reading["transformer"] = diffusers.QwenImageTransformer2DModel.from_single_file(
-            str(source), config=str(folder), subfolder="transformer", torch_dtype=dtype
-        )
-    pipeline_class: Any = getattr(diffusers, spec.pipeline)
-    pipeline = pipeline_class.from_pretrained(str(folder or source), **reading)
+    pipeline = read_with_file(spec, source, dtype, folder, "QwenImageTransformer2DModel")
     pipeline.text_encoder.model.visual = None
     return pipeline.components
 

@@ -25,15 +25,9 @@ def load_z_image(
 
     source: a folder; or the transformer in a file of the first release, with the rest in `folder`.
     """
-    import diffusers
+    from ._loading import read_with_file
 
-    reading: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
-    if folder is not None:
-        reading["transformer"] = diffusers.ZImageTransformer2DModel.from_single_file(
-            str(source), config=str(folder), subfolder="transformer", torch_dtype=dtype
-        )
-    pipeline: Any = getattr(diffusers, spec.pipeline)
-    return pipeline.from_pretrained(str(folder or source), **reading).components
+    return read_with_file(spec, source, dtype, folder, "ZImageTransformer2DModel").components
 
 
 def render_z_image(context: Any) -> Any:
