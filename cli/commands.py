@@ -185,6 +185,7 @@ def _request(options: argparse.Namespace) -> SampleRequest:
         num_frames=options.frames,
         fps=options.fps,
         trigger_word=options.trigger_word,
+        cached_text=options.cached_text,
         sampler=options.sampler,
         control_images=tuple(options.control_image),
     )

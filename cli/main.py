@@ -114,6 +114,12 @@ def _add_sample(commands: Any) -> None:
     add("--fps", type=int, default=0, help="of a video model")
     add("--control-image", action="append", default=[], metavar="FILE")
     add("--trigger-word", default="", help="replaces [trigger] and [name] in the prompt")
+    add(
+        "--cached-text",
+        action="store_true",
+        help="the job had cache_text_embeddings or unload_text_encoder, so trainers before "
+        "0.10.28 left [trigger] as it stood",
+    )
     add("--sampler", default="", help="the trainer's name of a scheduler")
     add("--dtype", default="bf16", choices=DTYPES)
     add("--quantize", default="as_trained", choices=QUANTIZE)

@@ -18,8 +18,8 @@ class Settings:
     """Everything that decides a sample once defaults, trigger and inline flags are resolved.
 
     width, height: px as rendered. multiplier: of all adapters, or None to keep each its own.
-    negative_prompt_2: for the second text encoder of SDXL; the trainer does not let an
-    inline `--n` reach it.
+    negative_prompt_2: for the second text encoder of SDXL; the trainer lets an inline `--n` reach
+    it only in cached text.
     """
 
     prompt: str
@@ -74,8 +74,9 @@ def resolve(spec: ModelSpec, request: SampleRequest, profile: Profile = LATEST) 
     """
     _check_inputs(spec, request)
     defaults = spec.defaults
-    prompt = replace_trigger(request.prompt, request.trigger_word)
-    prompt, flags = parse_flags(prompt)
+    prompt, flags = read_prompt(request, profile)
+    if request.cached_text and "negative_prompt" in flags:
+        flags["negative_prompt_2"] = flags["negative_prompt"]
     given = Settings(
         prompt=prompt,
         prompt_2=prompt,
@@ -102,6 +103,14 @@ def resolve(spec: ModelSpec, request: SampleRequest, profile: Profile = LATEST) 
         width=floor_side(settings.width, spec.grid(profile)),
         height=floor_side(settings.height, spec.grid(profile)),
     )
+
+
+def read_prompt(request: SampleRequest, profile: Profile) -> tuple[str, dict[str, Any]]:
+    """The request's prompt with its trigger word put in: the text, and the values of its flags."""
+    prompt = request.prompt
+    if profile.has("trigger_in_cached_text") or not request.cached_text:
+        prompt = replace_trigger(prompt, request.trigger_word)
+    return parse_flags(prompt)
 
 
 def replace_trigger(prompt: str, trigger_word: str) -> str:

@@ -77,7 +77,8 @@ class SampleRequest:
 
     width, height: px. seed: 0 to 2**64 - 1. denoise: share of the steps that are run, above 0
     to 1; only below 1 does `latents` (1, C, H/8, W/8; unscaled, as a VAE encoder gives them)
-    shape the picture.
+    shape the picture. cached_text: the prompt is read as in a job with `cache_text_embeddings` or
+    `unload_text_encoder`.
     """
 
     recipe: Recipe
@@ -91,6 +92,7 @@ class SampleRequest:
     num_frames: int = 0
     fps: int = 0
     trigger_word: str = ""
+    cached_text: bool = False
     sampler: str = ""
     guidance_rescale: float = 0.0
     control_images: tuple[object, ...] = ()

@@ -18,6 +18,7 @@ class Change:
     """One behaviour of the trainer that is not the same in all of its versions.
 
     of_adapter: it concerns one adapter by itself, so that others may differ beside it.
+    of_cached_text: it concerns prompts only that were encoded before training.
     arch: how the trainer's names of the models it concerns start; of all if empty.
     """
 
@@ -26,6 +27,7 @@ class Change:
     what: str
     source: str
     of_adapter: bool = False
+    of_cached_text: bool = False
     arch: str = ""
 
 
@@ -35,6 +37,14 @@ CHANGES = (
         "0.9.1",
         "CLIP prompts are tokenized as typed; before, ftfy repaired them first",
         "ostris/ai-toolkit@27a03a91 requirements_base.txt (transformers 4.57.3 to 5.5.3)",
+    ),
+    Change(
+        "trigger_in_cached_text",
+        "0.10.28",
+        "[trigger] and [name] are replaced also in prompts that were encoded before training; "
+        "before, they stood there as typed",
+        "ostris/ai-toolkit@27a03a91 extensions_built_in/sd_trainer/SDTrainer.py",
+        of_cached_text=True,
     ),
     Change(
         "lokr_by_factors",
@@ -118,12 +128,13 @@ class Profile:
     version: str
     commit: str
 
-    def changes(self, arch: str) -> tuple[str, ...]:
+    def changes(self, arch: str, cached_text: bool = False) -> tuple[str, ...]:
         """Names of the rows of CHANGES that this version has and that concern a whole model.
 
-        arch: the trainer's name of the model.
+        arch: the trainer's name of the model. cached_text: with those for such prompts.
         """
         rows = (row for row in CHANGES if arch.startswith(row.arch) and not row.of_adapter)
+        rows = (row for row in rows if cached_text or not row.of_cached_text)
         return tuple(row.name for row in rows if self.has(row.name))
 
     def has(self, change: str) -> bool:
@@ -150,16 +161,19 @@ def get_profile(version: str) -> Profile:
     raise one_of("trainer version", version, TRAINER_VERSIONS[1:])
 
 
-def profile_for_adapters(metadata: tuple[Mapping[str, str], ...], arch: str = "") -> Profile:
+def profile_for_adapters(
+    metadata: tuple[Mapping[str, str], ...], arch: str = "", cached_text: bool = False
+) -> Profile:
     """The profile for `auto`: of the trainer that saved the adapters, or the newest without any.
 
     A version that is not pinned has the changes up to it, and the commit of the newest pinned
-    one that is not newer. arch: the trainer's name of the model they are for.
+    one that is not newer. arch: the trainer's name of the model they are for. cached_text: the
+    prompt is one encoded before training.
     Raises InvalidInputError when adapters need different behaviour of it.
     """
     versions = {version for meta in metadata if (version := trainer_version(meta))}
     profiles = sorted(map(_profile_of, versions), key=lambda p: _numbers(p.version))
-    if len({profile.changes(arch) for profile in profiles}) > 1:
+    if len({profile.changes(arch, cached_text) for profile in profiles}) > 1:
         raise InvalidInputError(
             "the LoRAs were saved by trainer versions that sample differently "
             f"({', '.join(profile.version for profile in profiles)}); choose trainer_version "

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ..adapters.bind import SIDES
+from ..adapters.names import DENOISER, split_name
 from ..adapters.read import Adapter
 from ..core.errors import AdapterError, InvalidInputError
-from ..core.prompts import Settings, parse_flags, replace_trigger, resolve
+from ..core.prompts import Settings, read_prompt, resolve
 from ..core.requests import MAX_SIDE, AdapterRef, SampleRequest
 from ..core.specs import ModelSpec
 from ..core.versions import LATEST, Profile, get_profile, profile_for_adapters
@@ -58,7 +59,11 @@ def make_plan(request: SampleRequest, open_adapter: Callable[[str], Adapter]) ->
     ]
     version, auto = recipe.trainer_version, recipe.trainer_version == "auto"
     metadata = tuple(adapter.metadata for _, _, adapter in opened)
-    profile = profile_for_adapters(metadata, spec.arch) if auto else get_profile(version)
+    profile = (
+        profile_for_adapters(metadata, spec.arch, request.cached_text)
+        if auto
+        else get_profile(version)
+    )
     _check_known(spec, profile)
     settings = _settings(spec, request, profile)
     adapters = tuple(
@@ -72,6 +77,8 @@ def make_plan(request: SampleRequest, open_adapter: Callable[[str], Adapter]) ->
         for ref, side, adapter in opened
     )
     _check_mode(recipe.mode, adapters)
+    if request.cached_text:
+        _check_cached_text(adapters)
     return Plan(spec, settings, profile, adapters, recipe.mode)
 
 
@@ -105,6 +112,16 @@ def _check_mode(mode: str, adapters: tuple[PlannedAdapter, ...]) -> None:
             )
 
 
+def _check_cached_text(adapters: tuple[PlannedAdapter, ...]) -> None:
+    for adapter in (planned.adapter for planned in adapters):
+        names = [x.name for x in adapter.layers if split_name(x.name).part != DENOISER]
+        if names:
+            raise AdapterError(
+                f"{adapter.path} changes text encoders ({len(names)} layers, as {names[0]}), so "
+                "its job cannot have encoded the prompts before training; turn cached_text off"
+            )
+
+
 def _settings(spec: ModelSpec, request: SampleRequest, profile: Profile) -> Settings:
     # given latents decide the size; a size asked for beside them must agree
     settings = resolve(spec, request, profile)
@@ -112,7 +129,7 @@ def _settings(spec: ModelSpec, request: SampleRequest, profile: Profile) -> Sett
         return settings
     shape = _latents_shape(spec, request.latents)
     height, width = shape[2] * LATENT_PIXELS, shape[3] * LATENT_PIXELS
-    _, flags = parse_flags(replace_trigger(request.prompt, request.trigger_word))
+    _, flags = read_prompt(request, profile)
     for name, given in (("width", width), ("height", height)):
         asked = flags.get(name, getattr(request, name))
         if asked not in (0, given):

@@ -109,6 +109,16 @@ class AIToolkitSample:
                     _samplers(),
                     {"tooltip": "The job's sample.sampler; default is the model's."},
                 ),
+                "cached_text": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "advanced": True,
+                        "tooltip": "On if the job had cache_text_embeddings or "
+                        "unload_text_encoder: trainers before 0.10.28 then left [trigger] in the "
+                        "prompt as it stood.",
+                    },
+                ),
                 **{
                     f"control_image_{number}": (
                         "IMAGE",
@@ -156,6 +166,7 @@ class AIToolkitSample:
         fps: int = 0,
         trigger_word: str = "",
         sampler: str = DEFAULT,
+        cached_text: bool = False,
         latent: dict[str, Any] | None = None,
         denoise: float = 1.0,
         unique_id: str = "",
@@ -173,6 +184,7 @@ class AIToolkitSample:
             num_frames=num_frames,
             fps=fps,
             trigger_word=trigger_word,
+            cached_text=cached_text,
             sampler="" if sampler == DEFAULT else sampler,
             control_images=_control_images(control_images),
             latents=None if latent is None else latent["samples"],

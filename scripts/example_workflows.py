@@ -59,7 +59,8 @@ SHAPES: dict[str, tuple[dict[str, str], list[str], dict[str, str]]] = {
         },
         [
             "prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed",
-            "control_after_generate", "num_frames", "fps", "trigger_word", "sampler", "denoise",
+            "control_after_generate", "num_frames", "fps", "trigger_word", "sampler",
+            "cached_text", "denoise",
         ],
         {"images": "IMAGE", "audio": "AUDIO", "fps": "FLOAT", "info": "STRING"},
     ),
@@ -198,6 +199,7 @@ def _sample() -> dict[str, Any]:
         "fps": 0,
         "trigger_word": "sks",
         "sampler": "default",
+        "cached_text": False,
         "denoise": 1.0,
     }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ai_toolkit_inference import get_model, list_models
 from ai_toolkit_inference.core.errors import InvalidInputError
 from ai_toolkit_inference.core.prompts import FLAGS, replace_trigger, resolve
+from ai_toolkit_inference.core.versions import get_profile
 
 SD15, SDXL, FLUX = (get_model(name) for name in ("sd15", "sdxl", "flux"))
 GIVEN = {
@@ -253,3 +256,20 @@ def test_a_sampler_takes_only_so_many_steps(settings, spec, sampler, most):
     for prompt, steps in (("a cat", most + 1), (f"a cat --steps {most + 1}", 1)):
         with pytest.raises(InvalidInputError, match=f"at most {most}"):
             settings(prompt, spec, sampler=sampler, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("version", "prompt"), [("0.7.19", "a [trigger] [name]"), ("0.12.26", "a sks sks")]
+)
+def test_cached_text_once_kept_its_trigger_words(ask, version, prompt):
+    request = ask("sd15", prompt="a [trigger] [name]", trigger_word="sks", cached_text=True)
+    assert resolve(SD15, request, get_profile(version)).prompt == prompt
+    plain = replace(request, cached_text=False)
+    assert resolve(SD15, plain, get_profile(version)).prompt == "a sks sks"
+
+
+def test_an_inline_negative_reaches_the_second_encoder_in_cached_text(settings):
+    found = settings("a cat --n ugly", SDXL, negative_prompt="dull", cached_text=True)
+    assert (found.negative_prompt, found.negative_prompt_2) == ("ugly", "ugly")
+    found = settings("a cat", SDXL, negative_prompt="dull", cached_text=True)
+    assert (found.negative_prompt, found.negative_prompt_2) == ("dull", "dull")

@@ -97,6 +97,13 @@ def test_adapters_have_to_agree_on_what_concerns_their_model():
         profile_for_adapters((before, after), "zimage:turbo")
 
 
+def test_adapters_may_differ_about_cached_text_where_there_is_none():
+    before, after = saved_by("0.10.27"), saved_by("0.10.28")
+    assert profile_for_adapters((before, after), "flux").version == "0.10.28"
+    with pytest.raises(InvalidInputError, match=r"0\.10\.27, 0\.10\.28"):
+        profile_for_adapters((before, after), "flux", cached_text=True)
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
 def test_a_change_tells_the_pinned_versions_apart(change):
     answers = [profile.has(change.name) for profile in PROFILES]

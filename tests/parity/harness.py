@@ -87,6 +87,7 @@ def _render_one(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) 
         guidance_scale=row.model.guidance_scale,
         seed=42,
         trigger_word=TRIGGER,
+        cached_text=row.cached,
         sampler=row.sampler,
     )
     with tempfile.TemporaryDirectory() as folder:
