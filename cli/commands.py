@@ -51,7 +51,7 @@ def _model_row(spec: ModelSpec) -> dict[str, Any]:
         "defaults": asdict(spec.defaults),
         "samplers": list(spec.samplers),
         "negative_prompt": spec.negative_prompt,
-        "max_control_images": spec.max_control_images,
+        "control_images": asdict(spec.control_images),
         "trainer_versions": [profile.version for profile in profiles],
         "lora_prefixes": {
             prefix + spec.lora.separator: part for prefix, part in spec.lora.prefixes
@@ -163,6 +163,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _request(options: argparse.Namespace) -> SampleRequest:
+    from ..engine.control_images import read_control_image
+
     recipe = Recipe(
         model=get_model(options.model).id,
         weights=options.weights,
@@ -187,7 +189,9 @@ def _request(options: argparse.Namespace) -> SampleRequest:
         trigger_word=options.trigger_word,
         cached_text=options.cached_text,
         sampler=options.sampler,
-        control_images=tuple(options.control_image),
+        control_images=tuple(map(read_control_image, options.control_image)),
+        control_index=options.control_index,
+        doubled_control=options.doubled_control,
     )
 
 

@@ -112,7 +112,19 @@ def _add_sample(commands: Any) -> None:
     add("--seed", type=int, default=42)
     add("--frames", type=int, default=0, help="of a video model")
     add("--fps", type=int, default=0, help="of a video model")
-    add("--control-image", action="append", default=[], metavar="FILE")
+    add(
+        "--control-image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="for models that edit or take references, in order; *.inpaint.* keeps its alpha",
+    )
+    add("--control-index", type=int, default=0, metavar="I", help="the job's ctrl_idx (Flex.2)")
+    add(
+        "--doubled-control",
+        action="store_true",
+        help="the job names the first one ctrl_img, not ctrl_img_1 (Qwen-Image-Edit-Plus)",
+    )
     add("--trigger-word", default="", help="replaces [trigger] and [name] in the prompt")
     add(
         "--cached-text",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,8 @@ class Settings:
     fps: int
     sampler: str
     denoise: float
+    control_index: int = 0
+    doubled_control: bool = False
     multiplier: float | None = None
 
 
@@ -44,7 +47,7 @@ def _text(content: str) -> str:
 
 
 # flag -> (field of Settings, how its text is read). p2 and n2 are read and then overwritten by
-# the trainer; a, ref, ev, ctrl_img and ctrl_idx belong to models that take such inputs.
+# the trainer; a, ref and ev belong to its IP adapters and refiners, ctrl_img is refused.
 FLAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "n": ("negative_prompt", _text),
     "w": ("width", int),
@@ -61,6 +64,7 @@ FLAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "frames": ("num_frames", int),
     "num_frames": ("num_frames", int),
     "fps": ("fps", int),
+    "ctrl_idx": ("control_index", int),
 }
 
 
@@ -94,9 +98,12 @@ def resolve(spec: ModelSpec, request: SampleRequest, profile: Profile = LATEST) 
         fps=request.fps or defaults.fps,
         sampler=request.sampler or defaults.sampler,
         denoise=request.denoise,
+        control_index=request.control_index,
+        doubled_control=request.doubled_control,
     )
     settings = replace(given, **flags)
     _check_flag_values(settings)
+    _check_controls(spec, request, settings)
     spec.check(settings)
     return replace(
         settings,
@@ -165,6 +172,7 @@ def _check_flag_values(settings: Settings) -> None:
         ("seed", 0, MAX_SEED),
         ("num_frames", 1, 10_000),
         ("fps", 1, 1_000),
+        ("control_index", 0, 1),
     )
     for name, least, most in limits:
         value = getattr(settings, name)
@@ -184,8 +192,34 @@ def _check_inputs(spec: ModelSpec, request: SampleRequest) -> None:
             f"unknown sampler {request.sampler!r} for {spec.id}; "
             f"allowed: {', '.join(spec.samplers)}"
         )
-    if len(request.control_images) > spec.max_control_images:
+    given, taken = len(request.control_images), spec.control_images
+    if given > taken.most:
         raise InvalidInputError(
-            f"{spec.id} takes {spec.max_control_images or 'no'} control images, "
-            f"got {len(request.control_images)}; disconnect them or choose an editing model"
+            f"{spec.id} takes {f'at most {taken.most}' if taken.most else 'no'} control images, "
+            f"got {given}; disconnect them or choose another model"
+        )
+    if given < taken.required:
+        raise InvalidInputError(
+            f"{spec.id} needs {taken.required} control image{'s' * (taken.required > 1)}, got "
+            f"{given}; connect control_image_1, or give --control-image"
+        )
+
+
+def _check_controls(spec: ModelSpec, request: SampleRequest, settings: Settings) -> None:
+    taken = spec.control_images
+    if taken.most and re.search(r"--ctrl_img(?![a-z_])", request.prompt):
+        raise InvalidInputError(
+            "--ctrl_img in the prompt names a file, which prompts may not; connect the picture to "
+            "control_image_1, or give --control-image"
+        )
+    if settings.control_index and not taken.index:
+        if "--ctrl_idx" in request.prompt:  # the trainer's other models take no notice
+            return
+        raise InvalidInputError(
+            f"control_index={settings.control_index}, but {spec.id} uses control images in one way "
+            "only; use 0"
+        )
+    if settings.doubled_control and not taken.doubled:
+        raise InvalidInputError(
+            f"doubled_control is on, but {spec.id} reads no control image twice; turn it off"
         )

@@ -78,7 +78,9 @@ class SampleRequest:
     width, height: px. seed: 0 to 2**64 - 1. denoise: share of the steps that are run, above 0
     to 1; only below 1 does `latents` (1, C, H/8, W/8; unscaled, as a VAE encoder gives them)
     shape the picture. cached_text: the prompt is read as in a job with `cache_text_embeddings` or
-    `unload_text_encoder`.
+    `unload_text_encoder`. control_images: PIL images in the order of the job's `ctrl_img_1` to
+    `_3`; see engine.control_images. control_index: the job's `ctrl_idx`. doubled_control: the job
+    names the first one `ctrl_img`.
     """
 
     recipe: Recipe
@@ -96,6 +98,8 @@ class SampleRequest:
     sampler: str = ""
     guidance_rescale: float = 0.0
     control_images: tuple[object, ...] = ()
+    control_index: int = 0
+    doubled_control: bool = False
     latents: object | None = field(default=None, compare=False)
     denoise: float = 1.0
 
@@ -104,6 +108,7 @@ class SampleRequest:
             _check_range(name, getattr(self, name), 0, most)
         _check_range("num_frames", self.num_frames, 0, 10_000)
         _check_range("fps", self.fps, 0, 1_000)
+        _check_range("control_index", self.control_index, 0, 1)
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_number("guidance_scale", self.guidance_scale)
         if self.guidance_scale < 0 and self.guidance_scale != -1:

@@ -31,6 +31,21 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class ControlImages:
+    """How many pictures a model takes beside the prompt.
+
+    index: a picture has one of two uses, which control_index chooses. alpha: of an RGBA one tells
+    what to paint. doubled: a job that names its first picture `ctrl_img` shows it twice.
+    """
+
+    required: int = 0
+    most: int = 0
+    index: bool = False
+    alpha: bool = False
+    doubled: bool = False
+
+
+@dataclass(frozen=True)
 class LoraLayout:
     """How the trainer names the layers of a model in a saved LoRA file.
 
@@ -109,7 +124,7 @@ class ModelSpec:
     uncast: tuple[str, ...] = field(default=(), kw_only=True)
     # row of core.versions.CHANGES that brought the model, if not all versions have it
     since: str = field(default="", kw_only=True)
-    max_control_images: int = field(default=0, kw_only=True)
+    control_images: ControlImages = field(default=ControlImages(), kw_only=True)
     negative_prompt: bool = field(default=True, kw_only=True)  # it changes the picture
     # what commonly makes other stacks draw otherwise; a sentence each, for the model's page
     notes: tuple[str, ...] = field(default=(), kw_only=True)

@@ -25,8 +25,9 @@ from ..pipelines._loading import LoadedModel, load_model
 from ..pipelines._process import ONE_AT_A_TIME
 from ..pipelines._quiet import quiet_libraries
 from ..pipelines._registry import get_model
-from ..pipelines._render import RenderContext, Step, fit_projection
+from ..pipelines._render import Clip, RenderContext, Step, fit_projection
 from ..pipelines._skeleton import skeleton
+from .control_images import describe_control_image
 from .numerics import trainer_numerics
 from .placement import choose_offload, default_device, placed
 from .plan import Plan, PlannedAdapter, adapter_files, make_plan
@@ -90,11 +91,14 @@ class Engine:
             base = self._load(request.recipe, plan.spec, on_status)
             with trainer_numerics(plan.settings.seed) as generator:
                 applied = self._switch(base, plan)
-                frames = self._render(base, plan, request, generator, on_step, previews)
+                clip = self._render(base, plan, request, generator, on_step, previews)
             seconds = time.perf_counter() - started
-        info = _info(plan, request.recipe, base.model, applied, seconds)
-        info["height"], info["width"] = frames.shape[1:3]  # not every model draws what is asked
-        return SampleResult(frames=frames, fps=float(plan.settings.fps), info=info)
+        info = _info(plan, request, base.model, applied, seconds)
+        # not every model draws what is asked
+        info["num_frames"], info["height"], info["width"] = clip.frames.shape[:3]
+        fps = float(clip.fps or plan.settings.fps)
+        info["fps"] = fps if fps % 1 else int(fps)
+        return SampleResult(clip.frames, fps, info, clip.audio, clip.audio_rate)
 
     def adapter(
         self, recipe: Recipe, path: str, on_status: Callable[[str], None] = _ignore
@@ -216,7 +220,7 @@ class Engine:
         generator: torch.Generator,
         on_step: Callable[[Step], None],
         previews: bool,
-    ) -> Any:
+    ) -> Clip:
         model = base.model
         offload = choose_offload(request.recipe.offload, model)
         if previews and model.projection is None:
@@ -230,9 +234,11 @@ class Engine:
             place=lambda pipeline: placed(pipeline, model, offload),
             on_step=on_step,
             latents=request.latents,  # type: ignore[arg-type]
+            control_images=request.control_images,
         )
         with quiet_libraries():
-            return plan.spec.render(context)
+            drawn = plan.spec.render(context)
+        return drawn if isinstance(drawn, Clip) else Clip(drawn)
 
 
 def _is_live(mode: str, adapter: Adapter, base: _Base) -> bool:
@@ -250,11 +256,12 @@ def _bind(base: _Base, spec: ModelSpec, planned: PlannedAdapter) -> tuple[BoundL
 
 def _info(
     plan: Plan,
-    recipe: Recipe,
+    request: SampleRequest,
     model: LoadedModel,
     applied: tuple[Applied, ...],
     seconds: float,
 ) -> dict[str, Any]:
+    recipe = request.recipe
     settings = {key: value for key, value in asdict(plan.settings).items() if value is not None}
     if plan.spec.id != "sdxl":
         del settings["prompt_2"], settings["negative_prompt_2"]
@@ -279,6 +286,7 @@ def _info(
             }
             for planned, act in zip(plan.adapters, applied, strict=True)
         ],
+        "control_images": [describe_control_image(image) for image in request.control_images],
         **settings,
         "libraries": library_versions(),
         "seconds": round(seconds, 3),

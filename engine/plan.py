@@ -17,6 +17,7 @@ from ..core.requests import MAX_SIDE, AdapterRef, SampleRequest
 from ..core.specs import ModelSpec
 from ..core.versions import LATEST, Profile, get_profile, profile_for_adapters
 from ..pipelines._registry import get_model
+from .control_images import check_control_images
 
 LATENT_PIXELS = 8  # px per latent
 LEAST_SIDE = 64  # px
@@ -51,6 +52,7 @@ def make_plan(request: SampleRequest, open_adapter: Callable[[str], Adapter]) ->
     """
     recipe = request.recipe
     spec = get_model(recipe.model)
+    check_control_images(request.control_images)
     _settings(spec, request, LATEST)  # refuses what it can before any file is opened or fetched
     opened = [
         (ref, side, open_adapter(path))
@@ -144,6 +146,8 @@ def _settings(spec: ModelSpec, request: SampleRequest, profile: Profile) -> Sett
 
 
 def _latents_shape(spec: ModelSpec, latents: Any) -> tuple[int, ...]:
+    if spec.task == "video":
+        raise InvalidInputError(f"{spec.id} draws clips, which start from noise; leave latents out")
     if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
         kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise InvalidInputError(f"latents are of {kind}; they must be a tensor of floats")

@@ -140,6 +140,14 @@ def image_to_frames(images: Any) -> Any:
     return (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
+def image_to_pictures(images: Any) -> list[Any]:
+    """ComfyUI's IMAGE as PIL images: RGBA where it has four channels, else RGB."""
+    from PIL import Image
+
+    pixels = (images.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return [Image.fromarray(picture) for picture in pixels]
+
+
 def _local_weights() -> dict[str, Path]:
     import folder_paths
 

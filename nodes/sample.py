@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..core.errors import AitkError, InvalidInputError
+from ..core.errors import AitkError
 from ..core.prompts import parse_flags
 from ..core.requests import MAX_SEED, MAX_SIDE, MAX_STEPS, Recipe, SampleRequest
 from ..pipelines._registry import list_models
@@ -122,10 +122,33 @@ class AIToolkitSample:
                 **{
                     f"control_image_{number}": (
                         "IMAGE",
-                        {"tooltip": "For models that edit or take reference images."},
+                        {
+                            "tooltip": "For models that edit or take reference images. A batch "
+                            "counts as several, in order. A fourth channel is the alpha."
+                        },
                     )
                     for number in (1, 2, 3)
                 },
+                "control_index": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1,
+                        "advanced": True,
+                        "tooltip": "The job's ctrl_idx. Flex.2: 0 paints into the picture, 1 "
+                        "follows it.",
+                    },
+                ),
+                "doubled_control": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "advanced": True,
+                        "tooltip": "On if the job names its first picture ctrl_img instead of "
+                        "ctrl_img_1: Qwen-Image-Edit-Plus then reads it twice.",
+                    },
+                ),
                 "latent": (
                     "LATENT",
                     {"tooltip": "Its size is used; with denoise below 1, its content too."},
@@ -167,6 +190,8 @@ class AIToolkitSample:
         trigger_word: str = "",
         sampler: str = DEFAULT,
         cached_text: bool = False,
+        control_index: int = 0,
+        doubled_control: bool = False,
         latent: dict[str, Any] | None = None,
         denoise: float = 1.0,
         unique_id: str = "",
@@ -187,6 +212,8 @@ class AIToolkitSample:
             cached_text=cached_text,
             sampler="" if sampler == DEFAULT else sampler,
             control_images=_control_images(control_images),
+            control_index=control_index,
+            doubled_control=doubled_control,
             latents=None if latent is None else latent["samples"],
             denoise=denoise,
         )
@@ -205,10 +232,6 @@ class AIToolkitSample:
 
 
 def _control_images(sockets: dict[str, Any]) -> tuple[Any, ...]:
+    # in the order of the sockets, and of a batch's pictures
     given = [sockets[name] for name in sorted(sockets) if sockets[name] is not None]
-    for name, image in sockets.items():
-        if image is not None and len(image) != 1:
-            raise InvalidInputError(
-                f"{name} holds {len(image)} images; connect one image to each socket"
-            )
-    return tuple(given)
+    return tuple(picture for batch in given for picture in _comfy.image_to_pictures(batch))

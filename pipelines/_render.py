@@ -25,11 +25,25 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """What a render function may give instead of frames alone.
+
+    frames: uint8 (F, H, W, 3). fps: the model's own, 0 for the settings'. audio: float32
+    (channels, samples) at audio_rate Hz.
+    """
+
+    frames: np.ndarray
+    fps: float = 0.0
+    audio: np.ndarray | None = None
+    audio_rate: int = 0
+
+
+@dataclass(frozen=True)
 class RenderContext:
     """What a render function works with.
 
     generator: the global CPU generator, seeded by the engine.
-    latents: (1, C, H/8, W/8), unscaled, or None.
+    latents: (1, C, H/8, W/8), unscaled, or None. control_images: PIL images, RGB or RGBA.
     place: puts a pipeline's parts on the device for the time of the render.
     on_step: told of each step; it stops the run by raising.
     """
@@ -41,6 +55,7 @@ class RenderContext:
     place: Callable[[Any], AbstractContextManager[None]]
     on_step: Callable[[Step], None]
     latents: torch.Tensor | None = None
+    control_images: tuple[Any, ...] = ()
 
 
 def step_callback(
@@ -72,10 +87,11 @@ def frames(image: Any) -> np.ndarray:
 
 
 def project(latents: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
-    """A cheap picture of latents (1, C, h, w): uint8 (h, w, 3).
+    """A cheap picture of latents (1, C, h, w), or of the middle one of (1, C, f, h, w).
 
-    projection: (C + 1, 3), as fit_projection gives it.
+    Returns uint8 (h, w, 3). projection: (C + 1, 3), as fit_projection gives it.
     """
+    latents = latents[:, :, latents.shape[2] // 2] if latents.dim() == 5 else latents
     pixels = latents[0].float().cpu().permute(1, 2, 0)  # (h, w, C)
     ones = torch.ones(*pixels.shape[:2], 1)
     rgb = torch.cat([pixels, ones], dim=-1) @ projection

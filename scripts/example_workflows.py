@@ -21,9 +21,12 @@ from thumbnails import good_thumbnail, write_thumbnail
 
 from ai_toolkit_inference import get_model, list_models
 from ai_toolkit_inference.core.errors import MissingDependencyError
+from ai_toolkit_inference.core.specs import ModelSpec
 
 FOLDER = Path(__file__).resolve().parent.parent / "example_workflows"
 PROMPT = "a photo of [trigger] cat on the beach, soft light"
+CONTROL_IMAGE = "example.png"  # ComfyUI brings it
+VIDEO_SETTINGS = {"width": 128, "height": 128, "steps": 4, "num_frames": 9}
 SWEEP = (0.0, 0.5, 1.0, 1.5)
 NOTE = (
     "Runs as it is, with tiny random weights. For real pictures choose `huggingface` or a folder "
@@ -60,10 +63,11 @@ SHAPES: dict[str, tuple[dict[str, str], list[str], dict[str, str]]] = {
         [
             "prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed",
             "control_after_generate", "num_frames", "fps", "trigger_word", "sampler",
-            "cached_text", "denoise",
+            "cached_text", "control_index", "doubled_control", "denoise",
         ],
         {"images": "IMAGE", "audio": "AUDIO", "fps": "FLOAT", "info": "STRING"},
     ),
+    "LoadImage": ({}, ["image"], {"IMAGE": "IMAGE", "MASK": "MASK"}),
     "ImageBatch": ({"image1": "IMAGE", "image2": "IMAGE"}, [], {"IMAGE": "IMAGE"}),
     "SaveImage": ({"images": "IMAGE"}, ["filename_prefix"], {}),
     "AIToolkitSaveVideo": (
@@ -74,14 +78,26 @@ SHAPES: dict[str, tuple[dict[str, str], list[str], dict[str, str]]] = {
 }  # fmt: skip
 
 
-def picture(model: str) -> dict[str, Any]:
-    """Model, LoRA, sample, picture; API format."""
-    return {
-        "1": _node("LoadAIToolkitModel", **_load(model)),
+def picture(spec: ModelSpec, control: bool) -> dict[str, Any]:
+    """Model, LoRA, a control image if asked for, sample, picture or clip; API format."""
+    sockets = {"control_image_1": ["5", 0]} if control else {}
+    settings = _sample() | (VIDEO_SETTINGS if spec.defaults.num_frames > 1 else {})
+    graph = {
+        "1": _node("LoadAIToolkitModel", **_load(spec.id)),
         "2": _node("ApplyAIToolkitLoRA", model=["1", 0], **_lora(1.0)),
-        "3": _node("AIToolkitSample", model=["2", 0], **_sample()),
-        "4": _node("SaveImage", images=["3", 0], filename_prefix=f"aitk/{model}"),
     }
+    if control:
+        graph["5"] = _node("LoadImage", image=CONTROL_IMAGE)
+    graph["3"] = _node("AIToolkitSample", model=["2", 0], **settings, **sockets)
+    return graph | {"4": _save(spec)}
+
+
+def _save(spec: ModelSpec) -> dict[str, Any]:
+    prefix = f"aitk/{spec.id}"
+    if spec.defaults.num_frames == 1:
+        return _node("SaveImage", images=["3", 0], filename_prefix=prefix)
+    clip = {"fps": float(spec.defaults.fps), "filename_prefix": prefix, "format": "mp4", "crf": 19}
+    return _node("AIToolkitSaveVideo", images=["3", 0], audio=["3", 1], **clip)
 
 
 def stack(model: str) -> dict[str, Any]:
@@ -115,7 +131,10 @@ def strength_clip(model: str) -> dict[str, Any]:
 def workflows() -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and graph, API format, of every example."""
     for spec in list_models():
-        yield f"{spec.id}_lora", picture(spec.id)
+        taken = spec.control_images
+        yield f"{spec.id}_lora", picture(spec, control=bool(taken.required))
+        if taken.most and not taken.required:
+            yield f"{spec.id}_edit", picture(spec, control=True)
     yield "lora_strength_clip", strength_clip("sd15")
     yield "lora_stack", stack("flux")
 
@@ -200,6 +219,8 @@ def _sample() -> dict[str, Any]:
         "trigger_word": "sks",
         "sampler": "default",
         "cached_text": False,
+        "control_index": 0,
+        "doubled_control": False,
         "denoise": 1.0,
     }
 

@@ -85,9 +85,18 @@ def _settings(spec: ModelSpec) -> list[str]:
         rows += [("frames", str(defaults.num_frames)), ("fps", str(defaults.fps))]
     if others := [f"`{name}`" for name in spec.samplers if name != defaults.sampler]:
         rows.append(("other samplers", ", ".join(others)))
-    rows.append(("control images", str(spec.max_control_images or "none")))
+    rows.append(("control images", _control_images(spec)))
     table = ["| setting | the trainer's default |", "|---|---|"]
     return ["## Settings", "\n".join([*table, *(f"| {name} | {value} |" for name, value in rows)])]
+
+
+def _control_images(spec: ModelSpec) -> str:
+    taken = spec.control_images
+    if taken.most == 0:
+        return "none"
+    if taken.required == taken.most:
+        return f"{taken.most}"
+    return f"{taken.required or 'none'} to {taken.most}"
 
 
 def _grid(spec: ModelSpec) -> str:

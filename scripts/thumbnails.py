@@ -14,9 +14,10 @@ SIDE = 256  # px
 STRIP = 40  # px
 MOST_BYTES = 10_000
 QUALITIES = range(85, 4, -5)
+EXAMPLE = (256, 192)  # px, of what stands for a picture of the user's
 SAMPLE_INPUTS = (
     "prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed",
-    "trigger_word",
+    "trigger_word", "num_frames",
 )  # fmt: skip
 
 
@@ -53,10 +54,24 @@ def _run(class_type: str, given: Mapping[str, Any], engine: Engine) -> Any:
         return given["model"].with_adapter(adapter, given["mode"])
     if class_type == "AIToolkitSample":
         inputs = {name: given[name] for name in SAMPLE_INPUTS}
+        inputs["control_images"] = tuple(given.get("control_image_1", ()))
         return list(engine.sample(SampleRequest(given["model"], **inputs)).frames)
+    if class_type == "LoadImage":
+        return [_example()]
     if class_type == "ImageBatch":
         return given["image1"] + given["image2"]
     return given["images"]
+
+
+def _example() -> Any:
+    # a coloured sky over a dark ground
+    import numpy as np
+    from PIL import Image
+
+    width, height = EXAMPLE
+    down, right = np.mgrid[0:height, 0:width]
+    sky = np.stack([right * 255 // width, down * 255 // height, 255 - right * 128 // width], 2)
+    return Image.fromarray(np.where(down[..., None] < height * 2 // 3, sky, 40).astype(np.uint8))
 
 
 def _tile(frames: Sequence[Any]) -> Any:

@@ -215,7 +215,7 @@ def test_options_reach_the_request(sample):
         (("--lora", "/none.safetensors"), "there is no LoRA file /none.safetensors"),
         (("--lora", "a.safetensors:x"), "'x' is not a number"),
         (("--lora", "a.safetensors:nan"), "multiplier=nan"),
-        (("--control-image", "a.png"), "takes no control images"),
+        (("--control-image", "a.png"), "no control image a"),
         (("--out", "a.gif"), r"unknown format '\.gif'"),
         (("--out", "folder/"), "unknown format"),
         (("--prompt", "a --w x"), "prompt flag --w got 'x'"),

@@ -28,6 +28,7 @@ GIVEN = {
     "--frames 9": ("num_frames", 9),
     "--num_frames 9": ("num_frames", 9),
     "--fps 24": ("fps", 24),
+    "--ctrl_idx 1": ("control_index", 1),
 }
 
 
@@ -55,7 +56,7 @@ def test_every_flag_is_tested():
     "tail",
     [
         "--p2 other --n2 worse",  # read by the trainer and then overwritten
-        "--a 0.5 --ref 0.8 --ev 1,2 --extra_values 3 --ctrl_img x.png --ctrl_idx 1",
+        "--a 0.5 --ref 0.8 --ev 1,2 --extra_values 3 --ctrl_img x.png",
         "--unknown 3",
         "--W 128",
         "--w128",

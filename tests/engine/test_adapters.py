@@ -129,7 +129,7 @@ def test_cached_text_cannot_have_a_trained_text_encoder(shared, ask, lora):
     request = ask(adapters=((lora(), 1.0),), cached_text=True)
     with pytest.raises(AdapterError, match=r"changes text encoders .*lora_te.*cached_text off"):
         shared.plan(request)
-    shared.plan(ask("flex1", adapters=((lora("flex1"), 1.0),), cached_text=True))
+    shared.plan(ask("lumina2", adapters=((lora("lumina2"), 1.0),), cached_text=True))
 
 
 def test_a_file_that_changes_is_read_again(draw, lora, tmp_path):

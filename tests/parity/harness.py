@@ -28,12 +28,24 @@ import numpy as np
 from arithmetic import bf16_arithmetic
 from filelock import FileLock
 from PIL import Image
-from rows import GOLDENS, PROMPTS, SAMPLE, TRIGGER, Row, all_rows, job, kind_of, lora_file
+from rows import (
+    GOLDENS,
+    PROMPTS,
+    SAMPLE,
+    TRIGGER,
+    Row,
+    all_rows,
+    control_images,
+    job,
+    kind_of,
+    lora_file,
+)
 from safetensors.torch import load_file
 
 from ai_toolkit_inference import Engine, SampleRequest
 from ai_toolkit_inference.core.requests import AdapterRef, Recipe
 from ai_toolkit_inference.core.versions import PROFILES
+from ai_toolkit_inference.engine.control_images import read_control_image
 from ai_toolkit_inference.engine.engine import library_versions
 from ai_toolkit_inference.engine.files import save_image
 from ai_toolkit_inference.engine.weights import tiny_folder
@@ -68,6 +80,7 @@ def render(engine: Engine, row: Row, profile: str) -> list[bytes]:
 
 
 def _render_one(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> bytes:
+    settings = SAMPLE | row.model.sample | sample
     adapters = tuple(
         AdapterRef(str(path), multiplier) for path, multiplier in row.adapters(profile, sample)
     )
@@ -81,11 +94,16 @@ def _render_one(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) 
             mode="live" if row.live else "as_trainer",
         ),
         prompt=sample["prompt"],
-        width=sample.get("width", 128),
-        height=sample.get("height", 96),
-        steps=sample.get("sample_steps", 4),
+        width=settings["width"],
+        height=settings["height"],
+        steps=settings["sample_steps"],
+        num_frames=settings.get("num_frames", 0),
+        fps=settings.get("fps", 0),
         guidance_scale=row.model.guidance_scale,
         seed=42,
+        control_images=tuple(map(read_control_image, control_images(sample))),
+        control_index=sample.get("ctrl_idx", 0),
+        doubled_control=_is_doubled(row, sample),
         trigger_word=TRIGGER,
         cached_text=row.cached,
         sampler=row.sampler,
@@ -94,6 +112,10 @@ def _render_one(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) 
         path = Path(folder) / "sample.png"
         save_image(engine.sample(request).frames[0], path)
         return path.read_bytes()
+
+
+def _is_doubled(row: Row, sample: dict[str, Any]) -> bool:
+    return "ctrl_img" in sample and get_model(row.model.id).control_images.doubled
 
 
 # --- the trainer -----------------------------------------------------------------------------

@@ -11,6 +11,8 @@ GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
 PROFILES = ("0.7.19", "0.12.26")
 DTYPES = ("fp32", "bf16")
 TRIGGER = "sks"
+CONTROLS = GOLDENS / "controls"
+CONTROL_KEYS = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 KOHYA = {"linear": 4, "linear_alpha": 2, "conv": 2, "conv_alpha": 1}  # scales of a half
 PEFT = {"linear": 4, "linear_alpha": 2}  # the trainer ignores alpha here
 
@@ -38,6 +40,12 @@ class ModelRow:
     train: dict[str, Any] = field(default_factory=dict)
     prompts: tuple[str, ...] = PROMPTS
     since: str = PROFILES[0]  # the first version of the trainer that has it
+    # per sample: what the trainer's sample says of control images, {"ctrl_img": file, ...}; in all
+    # rows if the model needs some, else in rows of their own
+    controls: tuple[dict[str, Any], ...] = ()
+    needs_controls: bool = False
+    sample: dict[str, Any] = field(default_factory=dict)  # laid over SAMPLE
+    model: dict[str, Any] = field(default_factory=dict)  # of the trainer's config
 
 
 SD_SAMPLERS = (
@@ -125,7 +133,7 @@ class Row:
 
     multipliers: of the first adapter, per sample; empty without adapter. Different ones make it
     live, as does `hooked`. kinds: of the adapters; `lora` is the model's own network. cached: its
-    prompts are encoded before training.
+    prompts are encoded before training. controlled: it has the model's control images.
     """
 
     model: ModelRow
@@ -136,6 +144,7 @@ class Row:
     kinds: tuple[str, ...] = ("lora",)
     hooked: bool = False
     cached: bool = False
+    controlled: bool = False
 
     @property
     def id(self) -> str:
@@ -166,10 +175,14 @@ class Row:
             return [{"prompt": PROMPTS[0], "width": 64, "height": 64, "sample_steps": 4}]
         prompts = (self.model.prompts[0], LONG) if self.cached else self.model.prompts
         multipliers = self.multipliers or (1.0, 1.0)
-        return [
+        samples: list[dict[str, Any]] = [
             {"prompt": prompt, "network_multiplier": multiplier}
             for prompt, multiplier in zip(prompts, multipliers, strict=False)
         ]
+        if self.controlled or self.model.needs_controls:
+            for sample, controls in zip(samples, self.model.controls, strict=False):
+                sample |= controls
+        return samples
 
     def adapters(self, profile: str, sample: dict[str, Any]) -> list[tuple[Path, float]]:
         """Files and multipliers of what acts in a sample, in order."""
@@ -198,6 +211,9 @@ def all_rows(profile: str) -> Iterator[Row]:
             yield Row(model, dtype, "merged", (1.0, 1.0))
             yield Row(model, dtype, "merged_0.6", (0.6, 0.6))
             yield Row(model, dtype, "live", (1.0, 0.6))
+            if model.controls and not model.needs_controls:
+                yield Row(model, dtype, "control", controlled=True)
+                yield Row(model, dtype, "control_live", (1.0, 0.6), controlled=True)
             for row in _kind_rows(model, dtype):
                 if row.since in known:
                     yield row
@@ -221,6 +237,18 @@ def lora_file(model: ModelRow, profile: str, kind: str = "lora") -> Path:
     return GOLDENS / "loras" / f"{name}-{profile}.safetensors"
 
 
+def control_images(sample: dict[str, Any]) -> list[Path]:
+    """The files of a sample's control images, in the order of their slots."""
+    first = sample.get("ctrl_img_1", sample.get("ctrl_img"))
+    names = (first, sample.get("ctrl_img_2"), sample.get("ctrl_img_3"))
+    return [CONTROLS / name for name in names if name]
+
+
+def _as_paths(sample: dict[str, Any]) -> dict[str, Any]:
+    files = {key: str(CONTROLS / name) for key, name in sample.items() if key in CONTROL_KEYS}
+    return sample | files
+
+
 def job(row: Row, profile: str, checkpoint: Path) -> dict[str, Any]:
     """The row as trainer_run.py takes it."""
     files = [str(lora_file(row.model, profile, kind)) for kind in row.kinds]
@@ -236,8 +264,9 @@ def job(row: Row, profile: str, checkpoint: Path) -> dict[str, Any]:
         "train": {"unload_text_encoder": True} if row.cached else row.model.train,
         "lora": files[0] if row.multipliers else None,
         "live": row.hooked,
-        "sample": {**SAMPLE, "guidance_scale": row.model.guidance_scale},
-        "samples": row.samples(),
+        "model": row.model.model,
+        "sample": {**SAMPLE, "guidance_scale": row.model.guidance_scale, **row.model.sample},
+        "samples": [_as_paths(sample) for sample in row.samples()],
     }
     if len(files) > 1:
         given["second"] = {"network": networks[1], "lora": files[1], "multiplier": STRENGTHS[1]}
