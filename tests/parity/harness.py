@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,12 @@ from rows import (
 )
 from safetensors.torch import load_file
 
-from ai_toolkit_inference import Engine, SampleRequest
+from ai_toolkit_inference import Engine, SampleRequest, SampleResult
 from ai_toolkit_inference.core.requests import AdapterRef, Recipe
 from ai_toolkit_inference.core.versions import PROFILES
 from ai_toolkit_inference.engine.control_images import read_control_image
 from ai_toolkit_inference.engine.engine import library_versions
-from ai_toolkit_inference.engine.files import save_image
+from ai_toolkit_inference.engine.files import save_animation, save_image
 from ai_toolkit_inference.engine.weights import tiny_folder
 from ai_toolkit_inference.pipelines._registry import get_model
 
@@ -75,11 +75,31 @@ def compare(ours: bytes, theirs: bytes) -> Difference:
 
 
 def render(engine: Engine, row: Row, profile: str) -> list[bytes]:
-    """The row's samples, rendered by the engine and written as PNG files."""
-    return [_render_one(engine, row, profile, sample) for sample in row.samples()]
+    """The row's samples, rendered by the engine and written as PNG files.
+
+    Of a clip, the frames one below the other.
+    """
+    return [as_png(draw(engine, row, profile, sample)) for sample in row.samples()]
 
 
-def _render_one(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> bytes:
+def as_png(result: SampleResult) -> bytes:
+    """A sample as the PNG file that users get; of a clip, its frames one below the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sample.png"
+        save_image(np.concatenate(list(result.frames)), path)
+        return path.read_bytes()
+
+
+def as_animation(result: SampleResult) -> bytes:
+    """A clip as the animated webp that users get."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sample.webp"
+        save_animation(result.frames, path, result.fps)
+        return path.read_bytes()
+
+
+def draw(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> SampleResult:
+    """One of the row's samples, rendered by the engine."""
     settings = SAMPLE | row.model.sample | sample
     adapters = tuple(
         AdapterRef(str(path), multiplier) for path, multiplier in row.adapters(profile, sample)
@@ -108,10 +128,7 @@ def _render_one(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) 
         cached_text=row.cached,
         sampler=row.sampler,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sample.png"
-        save_image(engine.sample(request).frames[0], path)
-        return path.read_bytes()
+    return engine.sample(request)
 
 
 def _is_doubled(row: Row, sample: dict[str, Any]) -> bool:
@@ -154,7 +171,10 @@ def run_trainer(jobs: list[dict[str, Any]], out: Path, *flags: str, device: str 
 
 
 def trainer_pictures(rows: list[Row], profile: str, out: Path, device: str) -> tuple[Any, Any]:
-    """The trainer's PNG files: {row id: [bytes]}, and what it said of its environment."""
+    """The trainer's PNG files: {row id: [bytes]}, and what it said of its environment.
+
+    The animations it wrote stay in `out`, see trainer_animations.
+    """
     jobs = [job(row, profile, tiny_folder(get_model(row.model.id))) for row in rows]
     result = run_trainer(jobs, out, device=device)
     pictures = {}
@@ -163,6 +183,12 @@ def trainer_pictures(rows: list[Row], profile: str, out: Path, device: str) -> t
         folder = out / row.id.replace(".", "_")
         pictures[row.id] = [(folder / f"{n}.png").read_bytes() for n in range(len(row.samples()))]
     return pictures, {key: value for key, value in result.items() if key != "jobs"}
+
+
+def trainer_animations(row: Row, out: Path) -> list[bytes]:
+    """The animated webp files that trainer_pictures left of a row; none if it draws pictures."""
+    files = sorted((out / row.id.replace(".", "_")).glob("*.webp"))
+    return [file.read_bytes() for file in files]
 
 
 def _check_case(row: Row, entry: dict[str, Any]) -> None:
@@ -287,16 +313,11 @@ def run_comparison(store: bool, device: str, pattern: str) -> int:
     """Trainer against engine. Returns 0 if every picture is the same file."""
     profile = trainer_profile()
     rows = [row for row in all_rows(profile) if pattern in row.id]
-    with tempfile.TemporaryDirectory() as folder:
-        pictures, trainer = trainer_pictures(rows, profile, Path(folder), device)
     engine = Engine(device)
-    differences = {
-        row.id: [
-            compare(ours, theirs)
-            for ours, theirs in zip(render(engine, row, profile), pictures[row.id], strict=True)
-        ]
-        for row in rows
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        pictures, trainer = trainer_pictures(rows, profile, out, device)
+        differences = {row.id: compare_row(engine, row, profile, pictures, out) for row in rows}
     for row_id, offs in differences.items():
         verdict = [
             "exact" if off.same_file else f"most {off.most} mean {off.mean:.3f}" for off in offs
@@ -308,6 +329,21 @@ def run_comparison(store: bool, device: str, pattern: str) -> int:
                 store_goldens(profile, pictures, trainer)
             store_results(profile, differences, device)
     return 0 if all(off.same_file for offs in differences.values() for off in offs) else 1
+
+
+def compare_row(
+    engine: Engine, row: Row, profile: str, pictures: dict[str, list[bytes]], out: Path
+) -> list[Difference]:
+    """How each sample of a row differs from the trainer's, and from its animation of a clip.
+
+    pictures, out: what trainer_pictures gave and was given.
+    """
+    samples = [draw(engine, row, profile, sample) for sample in row.samples()]
+    offs = [compare(as_png(x), png) for x, png in zip(samples, pictures[row.id], strict=True)]
+    animations = trainer_animations(row, out)
+    if animations and [as_animation(sample) for sample in samples] != animations:
+        offs = [replace(off, same_file=False) for off in offs]
+    return offs
 
 
 def print_table() -> None:

@@ -50,7 +50,11 @@ def test_the_rows_tell_kinds_and_ways_apart(profile: str) -> None:
     rows = load_json(GOLDENS / "manifest.json")[profile]["rows"]
     for model in KINDS:
         start = f"{model}-bf16-"
-        drawn = [names[0] for row, names in rows.items() if row.startswith(start)]
+        drawn = [
+            names[0]
+            for row, names in rows.items()
+            if row.startswith(start) and not row.endswith("-cached")
+        ]
         assert len(set(drawn)) == len(drawn), model
 
 
@@ -67,3 +71,11 @@ def test_the_versions_differ_where_prompts_are_tokenized_differently() -> None:
     old, new = (manifest[profile]["rows"]["sd15-fp32-plain"] for profile in PROFILES)
     assert old[0] == new[0]
     assert old[1] != new[1]  # the prompt with a curly quote
+
+
+def test_cached_text_kept_its_trigger_words_in_the_old_version_only() -> None:
+    manifest = load_json(GOLDENS / "manifest.json")
+    for profile, kept in zip(PROFILES, (True, False), strict=True):
+        rows = manifest[profile]["rows"]
+        plain, cached = (rows[f"flux-fp32-{case}"][0] for case in ("plain", "cached"))
+        assert (plain != cached) == kept

@@ -19,7 +19,8 @@ A job without lora has the network a job has before its first step: up weights a
 multipliers in all samples make the trainer merge, different ones make it hook. The sample list is
 drawn once, by the sampling after the (empty) training loop.
 
-OUT_DIR/<job>/<index>.<ext> are the bytes the trainer wrote, OUT_DIR/<job>.safetensors its LoRA,
+OUT_DIR/<job>/<index>.<ext> are the bytes the trainer wrote, of a clip also <index>.png, its frames
+one below the other; OUT_DIR/<job>.safetensors its LoRA,
 OUT_DIR/result.json what was observed, OUT_DIR/trainer.log its output. Exit code 1 if a job failed.
 """
 
@@ -106,6 +107,8 @@ class Watcher:
         def watched(config, image, count=0, max_count=0):
             save_image(config, image, count, max_count)
             self.note(config, count, Path(config.get_image_path(count, max_count)))
+            if isinstance(image, list):  # a clip
+                self.keep_frames(image, self.folder / f"{count}.png")
 
         request.save_image = watched
 
@@ -113,6 +116,12 @@ class Watcher:
         """Watch one job; its pictures go to `folder`."""
         self.process, self.folder, self.seen, self.state = process, folder, [], {}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def keep_frames(self, frames: list, path: Path) -> None:
+        """Save a clip's frames one below the other, as its own format is lossy."""
+        numpy = importlib.import_module("numpy")
+        sheet = numpy.concatenate([numpy.asarray(frame.convert("RGB")) for frame in frames])
+        importlib.import_module("PIL.Image").fromarray(sheet).save(path)
 
     def note(self, config, index: int, path: Path) -> None:
         """Copy the picture of one sample and keep the request the trainer made of it."""
