@@ -195,14 +195,20 @@ def _check_inputs(spec: ModelSpec, request: SampleRequest) -> None:
     given, taken = len(request.control_images), spec.control_images
     if given > taken.most:
         raise InvalidInputError(
-            f"{spec.id} takes {f'at most {taken.most}' if taken.most else 'no'} control images, "
-            f"got {given}; disconnect them or choose another model"
+            f"{spec.id} takes {_count(taken.most, 'at most ')}, got {given}; disconnect the others "
+            "or choose another model"
         )
     if given < taken.required:
         raise InvalidInputError(
-            f"{spec.id} needs {taken.required} control image{'s' * (taken.required > 1)}, got "
-            f"{given}; connect control_image_1, or give --control-image"
+            f"{spec.id} needs {_count(taken.required)}, got {given}; connect control_image_1, or "
+            "give --control-image"
         )
+
+
+def _count(number: int, words: str = "") -> str:
+    if number == 0:
+        return "no control images"
+    return f"{words}{number} control image{'s' * (number > 1)}"
 
 
 def _check_controls(spec: ModelSpec, request: SampleRequest, settings: Settings) -> None:
