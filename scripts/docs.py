@@ -50,12 +50,16 @@ def exactness_table() -> str:
     head = ["| model | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     rows = []
     for model in sorted({model for model, _ in counts}):
-        cells = [exactness(*counts[model, column]) for column in columns]
+        cells = [_exactness(counts.get((model, column))) for column in columns]
         rows.append(f"| `{model}` | " + " | ".join(cells) + " |")
     tested = "; ".join(sorted(lines))
     return "\n".join(
         [*head, *rows, "", f"Measured with: {tested}; each model's page says with which."]
     )
+
+
+def _exactness(counted: list[int] | None) -> str:
+    return exactness(*counted) if counted else "not there yet"
 
 
 def _version(column: str) -> list[int]:
