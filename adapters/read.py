@@ -115,6 +115,20 @@ def read_adapter(path: str | Path) -> Adapter:
     return Adapter(str(path), digest, metadata, layers, spelling, shapes)
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a .safetensors file, from its header alone.
+
+    Raises AdapterError if it is missing, no such file, or cut off.
+    """
+    path = Path(path)
+    try:
+        _refuse_other_files(path)
+        with path.open("rb") as opened:
+            return _header(path, opened).pop("__metadata__", None) or {}
+    except OSError as error:
+        raise AdapterError(f"{path} could not be read: {error.strerror or error}") from error
+
+
 def _read_bytes(file: Path) -> tuple[dict[str, str], bytes]:
     # metadata, whole file; the data only of what its header calls an adapter, for a checkpoint
     # that was chosen by mistake may not fit into memory

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.errors import InvalidInputError
 from ..core.requests import AdapterRef, Recipe, SampleRequest
+from ..core.results import SampleResult
 from ..core.specs import ModelSpec
 from ..core.versions import PROFILES
 from ..pipelines._registry import get_model, list_models
@@ -27,7 +28,7 @@ def models(options: argparse.Namespace) -> dict[str, Any]:
         for row in rows:
             defaults = row["defaults"]
             size = f"{defaults['width']}x{defaults['height']}"
-            _say(
+            say(
                 f"{row['id']:16} {row['title']:{title}} {size:10} {defaults['steps']:3} steps  "
                 f"guidance {defaults['guidance_scale']:g}  {row['repo_id']}"
             )
@@ -70,24 +71,33 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
     check_format(out)
     request = _request(options)
     from ..engine import Engine
-    from ..engine.files import save_sample
+    from ..engine.files import check_fit, save_sample
 
-    engine = Engine(_device(options.device))
-    say = _progress(options)
-    engine.plan(request, say)
+    engine = Engine(open_device(options.device))
+    report = progress(options)
+    plan = engine.plan(request, report)
+    check_fit(out, plan.spec.task, plan.settings.num_frames)
     result = engine.sample(
         request,
-        on_step=lambda step: say(f"step {step.index}/{step.total}"),
-        on_status=say,
+        on_step=lambda step: report(f"step {step.index}/{step.total}"),
+        on_status=report,
     )
     save_sample(result, out)
-    say("")
+    report("")
     if not options.json:
-        _say(
-            f"{out}  {result.info['width']}x{result.info['height']}  seed {result.info['seed']}  "
-            f"{result.info['seconds']:.1f} s"
-        )
+        size = f"{result.info['width']}x{result.info['height']}"
+        seconds = f"{result.info['seconds']:.1f} s"
+        say(f"{out}  {size}{_clip(result, out)}  seed {result.info['seed']}  {seconds}")
     return {"file": str(out), "info": result.info}
+
+
+def _clip(result: SampleResult, out: Path) -> str:
+    # what the line about a clip says that one about a picture does not
+    if len(result.frames) == 1:
+        return ""
+    silent = out.suffix.lower() == ".webp" and result.audio is not None
+    sound = " without its sound, which a webp cannot hold" if silent else ""
+    return f"  {len(result.frames)} frames  {result.fps:g} fps{sound}"
 
 
 def lora_show(options: argparse.Namespace) -> dict[str, Any]:
@@ -96,7 +106,7 @@ def lora_show(options: argparse.Namespace) -> dict[str, Any]:
 
     adapter, binding = _open_adapter(options)
     if not options.json:
-        _say(describe(adapter, Path(adapter.path).name, binding))
+        say(describe(adapter, Path(adapter.path).name, binding))
     return summary(adapter, binding)
 
 
@@ -107,12 +117,12 @@ def _open_adapter(options: argparse.Namespace) -> tuple[Any, Any]:
     from ..engine import Engine
     from ..engine.weights import fetch_link, find_adapter
 
-    engine, say = Engine("cpu"), _progress(options)
+    engine, report = Engine("cpu"), progress(options)
     if not options.model:
-        return read_adapter(fetch_link(options.file, engine.downloads, say)), None
+        return read_adapter(fetch_link(options.file, engine.downloads, report)), None
     spec = get_model(options.model)
     recipe = Recipe(spec.id, weights=options.weights)
-    file = find_adapter(spec, options.weights, options.file, engine.downloads, say)
+    file = find_adapter(spec, options.weights, options.file, engine.downloads, report)
     modules = engine.modules(recipe) or engine.model(recipe).modules
     adapter = read_adapter(file)
     return adapter, match(adapter, spec, modules, options.side)
@@ -137,7 +147,7 @@ def tiny(options: argparse.Namespace) -> dict[str, Any]:
         write_tiny_lora(spec, model.modules, Path(options.lora), options.seed)
         report["lora"] = options.lora
     if not options.json:
-        _say("\n".join(report.values()))
+        say("\n".join(report.values()))
     return report
 
 
@@ -153,12 +163,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidInputError(f"{path} is not JSON: {error}") from error
     out = Path(options.out) if options.out else None
-    say = _progress(options)
-    result = run_workflow(options.url, workflow, out, on_event=lambda event: say(str(event)))
-    say("")
+    report = progress(options)
+    result = run_workflow(options.url, workflow, out, on_event=lambda event: report(str(event)))
+    report("")
     files = [str(file) for file in result.files]
     if not options.json:
-        _say("\n".join(files) or f"done: {result.prompt_id}")
+        say("\n".join(files) or f"done: {result.prompt_id}")
     return {"prompt_id": result.prompt_id, "files": files, "outputs": result.outputs}
 
 
@@ -227,7 +237,8 @@ def parse_lora(text: str) -> AdapterRef:
         ) from None
 
 
-def _device(name: str | None) -> str | None:
+def open_device(name: str | None) -> str | None:
+    """The name of a device, if there is such a one. Raises InvalidInputError if not."""
     if name is None:
         return None
     import torch
@@ -243,17 +254,18 @@ def _device(name: str | None) -> str | None:
     return name
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Writes a line for people."""
     sys.stdout.write(text + "\n")
 
 
-def _progress(options: argparse.Namespace) -> Callable[[str], None]:
-    # one line that is rewritten, for people who watch
+def progress(options: argparse.Namespace) -> Callable[[str], None]:
+    """Shows one line that is rewritten, to people who watch; an empty text clears it."""
     if options.json or not sys.stderr.isatty():
         return lambda _: None
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
 
-    return say
+    return report

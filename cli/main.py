@@ -1,4 +1,4 @@
-"""`aitk`: models, sample, lora, tiny, run, doctor.
+"""`aitk`: models, sample, lora, job, tiny, run, doctor.
 
 Exit 0 success, 2 bad input (one line on stderr), 1 anything else.
 """
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "models", "list the models and their defaults")
     _add_sample(commands)
     _add_lora(commands)
+    _add_job(commands)
     tiny = _add(commands, "tiny", "write a tiny random checkpoint, for trying things out")
     tiny.add_argument("model", metavar="ID", help="model id")
     tiny.add_argument("folder", metavar="DIR", help="folder to write; it must not exist")
@@ -155,13 +156,38 @@ def _add_lora(commands: Any) -> None:
     show.set_defaults(command="lora show")
 
 
+def _add_job(commands: Any) -> None:
+    group = commands.add_parser("job", help="a training job's folder: show, render, compare")
+    actions = group.add_subparsers(dest="job_command", required=True, metavar="COMMAND")
+    show = _add(actions, "show", "show a job: model, settings, weights, samples, what is missing")
+    render = _add(actions, "render", "draw the samples of a step again")
+    render.add_argument("--out", required=True, metavar="DIR", help="folder for the pictures")
+    compare = _add(actions, "compare", "draw the samples of a step, and compare with the job's own")
+    compare.add_argument("--report", metavar="FILE.html", help="also write a page with pictures")
+    for parser in (show, render, compare):
+        parser.add_argument("folder", metavar="FOLDER", help="the job's, with its config.yaml")
+        parser.add_argument("--process", type=int, default=0, help="of a job with several")
+        parser.set_defaults(command=parser.prog.removeprefix("aitk "))
+    for parser in (render, compare):
+        add = parser.add_argument
+        add("--step", default="latest", metavar="N", help="0 is before training; latest")
+        add("--only", type=int, action="append", default=[], metavar="I", help="this sample only")
+        add("--weights", default="", help="where the base is, if not where the job says")
+        add("--control-images", metavar="DIR", help="folder with the job's control images")
+        add("--anyway", action="store_true", help="also if settings are not reproduced")
+        add("--device", help="cpu, cuda or cuda:N")
+
+
 def _command(name: str) -> Callable[[argparse.Namespace], dict[str, Any]]:
-    from . import commands, doctor
+    from . import commands, doctor, jobs
 
     return {
         "models": commands.models,
         "sample": commands.sample,
         "lora show": commands.lora_show,
+        "job show": jobs.job_show,
+        "job render": jobs.job_render,
+        "job compare": jobs.job_compare,
         "tiny": commands.tiny,
         "run": commands.run,
         "doctor": doctor.doctor,

@@ -1,5 +1,6 @@
 """ComfyUI nodes: tensors and widgets to requests and back, nothing else."""
 
+from .job import AIToolkitCompareSamples, AIToolkitRenderSamples, LoadAIToolkitJob
 from .lora import ApplyAIToolkitLoRA
 from .model import LoadAIToolkitModel
 from .sample import AIToolkitSample
@@ -10,10 +11,16 @@ NODE_CLASS_MAPPINGS = {
     "ApplyAIToolkitLoRA": ApplyAIToolkitLoRA,
     "AIToolkitSample": AIToolkitSample,
     "AIToolkitSaveVideo": SaveVideo,
+    "LoadAIToolkitJob": LoadAIToolkitJob,
+    "AIToolkitRenderSamples": AIToolkitRenderSamples,
+    "AIToolkitCompareSamples": AIToolkitCompareSamples,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "LoadAIToolkitModel": "Load AI Toolkit Model",
     "ApplyAIToolkitLoRA": "Apply AI Toolkit LoRA",
     "AIToolkitSample": "AI Toolkit Sample",
     "AIToolkitSaveVideo": "AI Toolkit Save Video",
+    "LoadAIToolkitJob": "Load AI Toolkit Job",
+    "AIToolkitRenderSamples": "AI Toolkit Render Samples",
+    "AIToolkitCompareSamples": "AI Toolkit Compare Samples",
 }

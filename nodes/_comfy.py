@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import AitkError
+from ..core.errors import AitkError, InvalidInputError
 
 CATEGORY = "AI Toolkit"
 MODEL_FOLDERS = ("diffusers", "aitk")
 FILE_FOLDERS = ("checkpoints", "aitk")
+JOBS = "aitk_jobs"
 DOWNLOADS = "aitk_downloads"  # in the first loras folder
 
 
@@ -49,6 +52,41 @@ def find_lora(name: str) -> str:
     import folder_paths
 
     return folder_paths.get_full_path_or_raise("loras", name)
+
+
+def list_jobs() -> list[str]:
+    """Training jobs in ComfyUI's aitk_jobs folders, by their folders' names."""
+    return sorted(_jobs())
+
+
+def find_job(name: str) -> Path:
+    """The folder of a listed job."""
+    return _jobs()[name]
+
+
+def list_job_steps() -> list[str]:
+    """The steps of which any listed job has weights, and 0, as texts."""
+    from ..jobs.folder import find_steps
+
+    return [str(step) for step in sorted({0}.union(*map(find_steps, _jobs().values())))]
+
+
+def check_inside(path: str) -> None:
+    """Raises InvalidInputError unless weights are a word or lie in ComfyUI's model folders."""
+    if path in ("huggingface", "tiny"):
+        return
+    roots = [root.resolve() for name in (*MODEL_FOLDERS, *FILE_FOLDERS) for root in _roots(name)]
+    if not any(Path(path).resolve().is_relative_to(root) for root in roots):
+        raise InvalidInputError(
+            f"the job's base model {path} is not in a model folder of ComfyUI; choose it as weights"
+        )
+
+
+def input_folder() -> Path:
+    """ComfyUI's input folder, where a job's control images are looked for."""
+    import folder_paths
+
+    return Path(folder_paths.get_input_directory())
 
 
 def is_link(name: str) -> bool:
@@ -128,24 +166,84 @@ def status_reporter(node_id: str) -> Callable[[str], None]:
     return report
 
 
+def output_file(prefix: str, width: int, height: int, ending: str) -> tuple[Path, dict[str, str]]:
+    """The next free file below ComfyUI's output folder, and how the page is told of it."""
+    import folder_paths
+
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), width, height
+    )
+    path = Path(folder) / f"{name}_{counter:05}_.{ending}"
+    return path, {"filename": path.name, "subfolder": subfolder, "type": "output"}
+
+
+def metadata_is_off() -> bool:
+    """Whether ComfyUI was started with --disable-metadata."""
+    from comfy.cli_args import args
+
+    return args.disable_metadata
+
+
+def make_video(images: Any, audio: Any, rate: Fraction) -> Any:
+    """ComfyUI's VIDEO of frames; core's own class, whose interface grows with ComfyUI."""
+    from comfy_api.latest import InputImpl, Types
+
+    return InputImpl.VideoFromComponents(
+        Types.VideoComponents(images=images, audio=audio, frame_rate=rate)
+    )
+
+
 def frames_to_image(frames: Any) -> Any:
     """uint8 (F, H, W, 3) frames as ComfyUI's IMAGE: float (F, H, W, 3), 0 to 1."""
     import torch
 
-    return torch.from_numpy(frames.copy()).float() / 255
+    return torch.tensor(frames, dtype=torch.float32).div_(255)
 
 
-def image_to_frames(images: Any) -> Any:
-    """ComfyUI's IMAGE as uint8 (F, H, W, 3) frames."""
-    return (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+class Frames(Sequence[Any]):
+    """ComfyUI's IMAGE as uint8 (H, W, 3) frames, each made when it is asked for."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _to_bytes(self._images[index][..., :3])
+
+
+def sound_to_audio(sound: Any, rate: int) -> dict[str, Any] | None:
+    """(channels, samples) as ComfyUI's AUDIO: float32 (1, channels, samples); None without one."""
+    import torch
+
+    if sound is None:
+        return None
+    return {"waveform": torch.tensor(sound, dtype=torch.float32)[None], "sample_rate": int(rate)}
+
+
+def audio_to_sound(audio: dict[str, Any] | None, seconds: float) -> tuple[Any, int]:
+    """ComfyUI's AUDIO as a (channels, samples) array and its rate, cut to the first `seconds`."""
+    if audio is None:
+        return None, 0
+    waveform, rate = audio["waveform"], int(audio["sample_rate"])
+    if waveform.dim() != 3 or len(waveform) != 1:
+        raise InvalidInputError(
+            f"audio has the shape {list(waveform.shape)}; one sound is needed: "
+            "(1, channels, samples)"
+        )
+    return waveform[0, :, : math.ceil(seconds * rate)].float().cpu().numpy(), rate
 
 
 def image_to_pictures(images: Any) -> list[Any]:
     """ComfyUI's IMAGE as PIL images: RGBA where it has four channels, else RGB."""
     from PIL import Image
 
-    pixels = (images.clamp(0, 1) * 255).round().byte().cpu().numpy()
-    return [Image.fromarray(picture) for picture in pixels]
+    return [Image.fromarray(_to_bytes(picture)) for picture in images]
+
+
+def _to_bytes(pixels: Any) -> Any:
+    return (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
 def _local_weights() -> dict[str, Path]:
@@ -163,6 +261,18 @@ def _local_weights() -> dict[str, Path]:
         for root in _roots(category):
             for file in sorted(root.glob("*.safetensors")):
                 found.setdefault(f"{category}/{file.name}", file)
+    return found
+
+
+def _jobs() -> dict[str, Path]:
+    import folder_paths
+
+    if JOBS not in folder_paths.folder_names_and_paths:
+        folder_paths.add_model_folder_path(JOBS, str(Path(folder_paths.models_dir) / JOBS))
+    found: dict[str, Path] = {}
+    for root in _roots(JOBS):
+        for file in sorted((*root.glob("*/config.yaml"), *root.glob("*/.job_config.json"))):
+            found.setdefault(file.parent.name, file.parent)
     return found
 
 
