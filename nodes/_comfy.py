@@ -235,6 +235,11 @@ def audio_to_sound(audio: dict[str, Any] | None, seconds: float) -> tuple[Any, i
     return waveform[0, :, : math.ceil(seconds * rate)].float().cpu().numpy(), rate
 
 
+def image_to_array(images: Any) -> Any:
+    """ComfyUI's IMAGE as frames, uint8 (F, H, W, 3)."""
+    return _to_bytes(images[..., :3])
+
+
 def image_to_pictures(images: Any) -> list[Any]:
     """ComfyUI's IMAGE as PIL images: RGBA where it has four channels, else RGB."""
     from PIL import Image

@@ -208,7 +208,8 @@ class AIToolkitCompareSamples:
         verdicts = []
         for (sample, request), image in zip(requests, images, strict=True):
             if sample.index in against.files:
-                result = SampleResult(_comfy.image_to_frames(image), float(request.fps or 1), {})
+                frames = _comfy.image_to_array(image)
+                result = SampleResult(frames, float(request.fps or 1), {})
                 drawn = Rendered(sample, request, result)
                 verdicts.append(judge(_comfy.engine(), loaded.job, drawn, against))
         if not verdicts:

@@ -98,9 +98,17 @@ def lora(load: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def ask() -> Callable[..., Any]:
-    """A small request: ask("sd15", adapters=((path, 0.5),), mode="live", steps=1, ...)."""
-    from ai_toolkit_inference import SampleRequest
+    """A small request: ask("sd15", adapters=((path, 0.5),), mode="live", steps=1, ...).
+
+    With as many control images as the model needs.
+    """
+    from PIL import Image
+
+    from ai_toolkit_inference import SampleRequest, list_models
     from ai_toolkit_inference.core.requests import AdapterRef, Recipe
+
+    needed = {spec.id: spec.control_images.required for spec in list_models()}
+    picture = Image.linear_gradient("L").convert("RGB")
 
     def ask(
         model: str = "sd15",
@@ -113,7 +121,8 @@ def ask() -> Callable[..., Any]:
         refs = tuple(AdapterRef(str(path), multiplier) for path, multiplier in adapters)
         recipe = Recipe(model, str(weights), dtype, adapters=refs, mode=mode)
         small = {"prompt": "a photo of cat", "width": 64, "height": 64, "steps": 2}
-        return SampleRequest(recipe, **(small | fields))
+        pictures = (picture,) * needed.get(model, 0)
+        return SampleRequest(recipe, **(small | {"control_images": pictures} | fields))
 
     return ask
 
@@ -122,3 +131,15 @@ def ask() -> Callable[..., Any]:
 def trained_lora() -> Callable[..., Path]:
     """A LoRA file that the trainer wrote for a model's tiny weights."""
     return lambda model, version="0.12.26": GOLDEN_LORAS / f"{model}-{version}.safetensors"
+
+
+@pytest.fixture(scope="session")
+def golden_bf16() -> None:
+    """Skips where the processor rounds bf16 otherwise than the one that drew the goldens."""
+    import json
+
+    from arithmetic import bf16_arithmetic
+
+    manifest = json.loads((GOLDEN_LORAS.parent / "manifest.json").read_text(encoding="utf-8"))
+    if bf16_arithmetic() != manifest["0.12.26"]["bf16_arithmetic"]:
+        pytest.skip("this processor's bf16 kernels round otherwise than those of the goldens")

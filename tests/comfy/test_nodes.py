@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ai_toolkit_inference import Engine, SampleRequest, list_models
+from ai_toolkit_inference import NODE_CLASS_MAPPINGS, Engine, SampleRequest, list_models
 from ai_toolkit_inference.cli.comfy_client import Event, run_workflow
 from ai_toolkit_inference.core.errors import CancelledError, InvalidInputError, RemoteError
 from ai_toolkit_inference.core.requests import AdapterRef, Recipe
@@ -27,7 +27,7 @@ from ai_toolkit_inference.engine.files import save_animation
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "example_workflows" / "api"
 GOLDEN_LORAS = ROOT / "tests" / "goldens" / "loras"
-NODES = ("LoadAIToolkitModel", "ApplyAIToolkitLoRA", "AIToolkitSample", "AIToolkitSaveVideo")
+NODES = tuple(NODE_CLASS_MAPPINGS)
 SMALL = {"width": 96, "height": 64, "steps": 3}
 
 
