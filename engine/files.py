@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import io
-import math
-import os
-import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from ..core.errors import InvalidInputError, MissingDependencyError, OutputError
+from ..core.errors import InvalidInputError, OutputError
 from ..core.requests import FORMATS
 from ..core.results import SampleResult
+from .video import check_fps, save_video
+from .whole_file import whole_file
 
 STILL_FORMATS = ("png", "jpg", "webp")
+CLIP_FORMATS = ("webp", "mp4", "webm")
 WEBP_QUALITY = 80  # of animations, the trainer's
-DEFAULT_CRF = 19
 
 
 def save_sample(result: SampleResult, path: str | Path) -> Path:
     """Writes a sample in the format its ending names, as the trainer would. Returns the path.
 
     png, jpg and webp take one frame with Pillow's defaults; several frames become an animated
-    webp, mp4 or webm. Raises InvalidInputError for another ending, OutputError if writing fails.
+    webp, mp4 or webm, the last two with their sound. Raises InvalidInputError for another ending,
+    OutputError if writing fails.
     """
     path = Path(path)
     ending = check_format(path)
@@ -34,14 +34,30 @@ def save_sample(result: SampleResult, path: str | Path) -> Path:
         save_image(result.frames[0], path)
     elif ending == "webp":
         save_animation(result.frames, path, result.fps)
-    elif ending in ("mp4", "webm"):
+    elif ending in CLIP_FORMATS:
         save_video(result.frames, path, result.fps, result.audio, result.audio_rate)
     else:
-        raise InvalidInputError(
-            f"{path.name}: {len(result.frames)} frames do not fit a {ending} file; "
-            "use webp, mp4 or webm"
-        )
+        raise _misfit(path, f"{len(result.frames)} frames do", CLIP_FORMATS)
     return path
+
+
+def check_fit(path: Path, task: str, frames: int) -> None:
+    """Raises InvalidInputError if what a model is about to draw does not fit the file's ending.
+
+    task: the model's; only "video" draws more than one frame. frames: as many as are asked of it.
+    """
+    ending = check_format(path)
+    if task != "video" and ending not in STILL_FORMATS:
+        raise _misfit(path, "a picture does", STILL_FORMATS)
+    if task == "video" and frames > 1 and ending not in CLIP_FORMATS:
+        raise _misfit(path, f"{frames} frames do", CLIP_FORMATS)
+
+
+def _misfit(path: Path, what: str, allowed: tuple[str, ...]) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path.name}: {what} not fit a {path.suffix} file; "
+        f"end the name in {', '.join('.' + name for name in allowed)}"
+    )
 
 
 def check_format(path: Path) -> str:
@@ -61,78 +77,67 @@ def save_image(frame: np.ndarray, path: Path) -> None:
 
     Upstream: ostris/ai-toolkit@27a03a91 toolkit/config_modules.py::GenerateImageConfig.save_image
     """
-    from PIL import Image
-
     _write_encoded(Image.fromarray(frame), path)
 
 
-def save_animation(frames: np.ndarray, path: Path, fps: float) -> None:
-    """Writes uint8 (F, H, W, 3) frames as the trainer's animated webp: quality 80, endless.
+def save_animation(
+    frames: Sequence[np.ndarray] | np.ndarray,
+    path: Path,
+    fps: float,
+    on_frame: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Writes uint8 (H, W, 3) frames as the trainer's animated webp: quality 80, endless.
 
-    fps: above 0; a frame lasts 1000 // fps ms. No metadata is added: the bytes are the trainer's.
+    frames: read one at a time, in order. A frame lasts 1000 // fps ms. No metadata is added: the
+    bytes are the trainer's. on_frame: told how many frames are encoded; it stops the work by
+    raising.
     Upstream: ostris/ai-toolkit@27a03a91 toolkit/config_modules.py::GenerateImageConfig.save_image
     """
-    from PIL import Image
-
-    _check_fps(fps)
-    first, *rest = [Image.fromarray(frame) for frame in frames]
+    check_fps(fps)
+    if not len(frames):
+        raise InvalidInputError("there are no frames to write; a clip needs at least one")
     _write_encoded(
-        first,
+        _Animation(frames, on_frame),
         path,
-        append_images=rest,
         save_all=True,
         duration=int(1000 // fps),
         loop=0,
         quality=WEBP_QUALITY,
     )
+    on_frame(len(frames))
 
 
-def save_video(
-    frames: Any,
-    path: Path,
-    fps: float,
-    audio: np.ndarray | None = None,
-    audio_rate: int = 0,
-    crf: int = DEFAULT_CRF,
-    metadata: dict[str, str] | None = None,
-    on_frame: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Writes uint8 (H, W, 3) frames as mp4 (H.264, AAC) or webm (VP9, Opus), by the ending.
+class _Animation(Image.Image):
+    """Frames as one picture of Pillow's, which asks for them one by one while it writes.
 
-    frames: a sequence or array, encoded one at a time. audio: float (channels, samples).
-    crf: 0 (best) to 51. metadata: tags for the container. on_frame: told of each frame written.
+    A list of pictures for `append_images` gives the same bytes, but is all in memory, 4 bytes a
+    pixel.
     """
-    av = _import_av()
-    _check_fps(fps)
-    webm = path.suffix.lower() == ".webm"
-    codec, pixels = ("libvpx-vp9", "yuv420p") if webm else ("libx264", "yuv420p")
-    options = {} if webm else {"movflags": "use_metadata_tags+faststart"}
-    height, width = frames[0].shape[:2]
-    with (
-        whole_file(path) as temporary,
-        _av_errors(path),
-        av.open(str(temporary), "w", format="webm" if webm else "mp4", options=options) as file,
-    ):
-        file.metadata.update(metadata or {})
-        stream: Any = file.add_stream(codec, rate=_rate(fps))
-        # yuv420p needs even sides; an odd one is encoded one pixel smaller
-        stream.width, stream.height = width - width % 2, height - height % 2
-        stream.pix_fmt = pixels
-        stream.options = {"crf": str(crf), **({"b": "0"} if webm else {})}
-        sound = _audio_stream(file, audio, audio_rate, webm)
-        for index, frame in enumerate(frames):
-            cropped = np.ascontiguousarray(frame[: stream.height, : stream.width])
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(cropped, format="rgb24")))
-            on_frame(index + 1)
-        file.mux(stream.encode(None))
-        if sound is not None and audio is not None:
-            _encode_audio(file, sound, audio, audio_rate)
+
+    def __init__(
+        self, frames: Sequence[np.ndarray] | np.ndarray, on_frame: Callable[[int], None]
+    ) -> None:
+        super().__init__()
+        self.n_frames = len(frames)
+        self._frames, self._on_frame = frames, on_frame
+        self._show(0)
+
+    def seek(self, frame: int) -> None:
+        if frame > self._position:
+            self._on_frame(frame)
+            self._show(frame)
+
+    def tell(self) -> int:
+        return self._position
+
+    def _show(self, index: int) -> None:
+        picture = Image.fromarray(self._frames[index])
+        self.im, self._mode, self._size = picture.im, picture.mode, picture.size
+        self._position = index
 
 
 def _write_encoded(image: Any, path: Path, **options: Any) -> None:
     # in memory first: Pillow takes no notice when a full disk cuts its last write short
-    from PIL import Image
-
     encoded = io.BytesIO()
     kind = Image.registered_extensions()[path.suffix.lower()]
     try:
@@ -141,81 +146,3 @@ def _write_encoded(image: Any, path: Path, **options: Any) -> None:
         raise OutputError(f"{path} could not be encoded: {error}; use png or mp4") from error
     with whole_file(path) as temporary:
         temporary.write_bytes(encoded.getbuffer())
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well.
-
-    Raises OutputError if the file cannot be written; nothing half-written stays behind.
-    """
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} could not be written: {error.strerror or error}; check the folder and "
-            "the free space, then save again"
-        ) from error
-    finally:
-        if os.path.lexists(temporary):  # Path.unlink raises where a parent is no folder
-            temporary.unlink()
-
-
-def _import_av() -> Any:
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"mp4 and webm need PyAV ({error}); pip install av, or write a webp"
-        ) from error
-    return av
-
-
-def _check_fps(fps: float) -> None:
-    if not 0 < fps < math.inf:
-        raise InvalidInputError(f"fps={fps}; it must be above 0 and finite")
-
-
-@contextmanager
-def _av_errors(path: Path) -> Iterator[None]:
-    import av
-
-    try:
-        yield
-    except av.FFmpegError as error:
-        if isinstance(error, OSError):
-            raise
-        raise OutputError(f"{path} could not be encoded: {error}") from error
-
-
-def _rate(fps: float) -> Any:
-    from fractions import Fraction
-
-    return Fraction(fps).limit_denominator(1001)
-
-
-def _audio_stream(file: Any, audio: np.ndarray | None, rate: int, webm: bool) -> Any:
-    if audio is None:
-        return None
-    # Opus knows no other rate
-    stream = file.add_stream("libopus" if webm else "aac", rate=48_000 if webm else rate)
-    stream.layout = "mono" if len(audio) == 1 else "stereo"
-    return stream
-
-
-def _encode_audio(file: Any, stream: Any, audio: np.ndarray, rate: int) -> None:
-    import av
-
-    samples = np.ascontiguousarray(audio[:2], dtype=np.float32)
-    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
-    frame.sample_rate = rate
-    resampler = av.AudioResampler(
-        format=stream.format.name, layout=stream.layout.name, rate=stream.rate
-    )
-    for converted in [*resampler.resample(frame), *resampler.resample(None)]:
-        converted.pts = None
-        file.mux(stream.encode(converted))
-    file.mux(stream.encode(None))

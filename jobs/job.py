@@ -193,7 +193,9 @@ def _sample(
         raise InvalidInputError(f"{where} has seed -1, which the trainer drew at random; give one")
     if item["neg"] is False:
         raise InvalidInputError(f"{where} has no `neg`, which the trainer itself fails on")
-    first = item.get("ctrl_img_1", item.get("ctrl_img"))
+    # models that take one picture read no other key
+    several = item.get("ctrl_img_1") if spec.control_images.most > 1 else None
+    first = item.get("ctrl_img") or several
     controls = (first, item.get("ctrl_img_2"), item.get("ctrl_img_3"))
     sampler = str(item["sampler"])
     settings = {

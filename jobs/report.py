@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.files import whole_file
+from ..engine.whole_file import whole_file
 from .compare import HEAT, side_by_side
 from .job import Job
 from .verdict import DRIFTED, IDENTICAL, Verdict, summary

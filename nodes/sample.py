@@ -228,7 +228,8 @@ class AIToolkitSample:
             previews=True,
         )
         images = _comfy.frames_to_image(result.frames)
-        return images, None, result.fps, json.dumps(result.info, indent=2)
+        audio = _comfy.sound_to_audio(result.audio, result.audio_rate)
+        return images, audio, float(result.fps), json.dumps(result.info, indent=2)
 
 
 def _control_images(sockets: dict[str, Any]) -> tuple[Any, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from fractions import Fraction
-from pathlib import Path
+import re
 from typing import Any
 
 from . import _comfy
 
 FORMATS = ("mp4", "webm", "webp")
+TEXT_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
 
 
 class SaveVideo:
@@ -17,9 +17,9 @@ class SaveVideo:
 
     CATEGORY = _comfy.CATEGORY
     DESCRIPTION = (
-        "Writes frames as mp4 (H.264), webm (VP9), or the animated webp that the trainer writes, "
-        "byte for byte. mp4 and webm carry the workflow for drag and drop; the webp carries "
-        "nothing, as the trainer's."
+        "Writes frames as mp4 (H.264, AAC), webm (VP9, Opus), or the animated webp that the "
+        "trainer writes, byte for byte. mp4 and webm carry sound, and the workflow for drag and "
+        "drop; the webp can carry neither and still be the trainer's file."
     )
     RETURN_TYPES = ("VIDEO",)
     RETURN_NAMES = ("video",)
@@ -51,18 +51,29 @@ class SaveVideo:
                 ),
                 "format": (
                     list(FORMATS),
-                    {"tooltip": "webp is what the trainer writes for clips."},
+                    {
+                        "tooltip": "webp: the bytes that the trainer writes for clips; no sound, "
+                        "no workflow. mp4 and webm: smaller, with both; their pixels are close, "
+                        "not equal."
+                    },
                 ),
             },
             "optional": {
-                "audio": ("AUDIO", {"tooltip": "Sound for mp4 and webm."}),
+                "audio": (
+                    "AUDIO",
+                    {
+                        "tooltip": "Mono or stereo sound for mp4 and webm. What is longer than "
+                        "the frames is cut; after a shorter one it is silent."
+                    },
+                ),
                 "crf": (
                     "INT",
                     {
                         "default": 19,
                         "min": 0,
                         "max": 51,
-                        "tooltip": "Quality of mp4 and webm: 0 is best, larger is smaller.",
+                        "tooltip": "Quality of mp4 and webm: low is good, high is small. An mp4 "
+                        "with 0 is of a kind that some players refuse.",
                     },
                 ),
             },
@@ -85,51 +96,39 @@ class SaveVideo:
         extra_pnginfo: dict[str, Any] | None = None,
         unique_id: str = "",
     ) -> dict[str, Any]:
-        import folder_paths
+        from ..engine.files import save_animation
+        from ..engine.video import frame_rate, save_video
 
-        from ..engine.files import save_animation, save_video
-
-        height, width = images.shape[1:3]
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
-        )
-        path = Path(folder) / f"{name}_{counter:05}_.{format}"
-        frames = _comfy.image_to_frames(images)
+        path, shown = _comfy.output_file(filename_prefix, images.shape[2], images.shape[1], format)
+        frames = _comfy.Frames(images)
+        report = _comfy.frame_reporter(unique_id, len(frames))
         if format == "webp":
-            save_animation(frames, path, fps)
+            save_animation(frames, path, fps, report)
         else:
-            sound, rate = _sound(audio)
-            save_video(
-                frames,
-                path,
-                fps,
-                sound,
-                rate,
-                crf,
-                _metadata(prompt, extra_pnginfo),
-                _comfy.frame_reporter(unique_id, len(frames)),
-            )
-        shown = {"filename": path.name, "subfolder": subfolder, "type": "output"}
+            sound, rate = _comfy.audio_to_sound(audio, len(frames) / fps)
+            tags = {} if _comfy.metadata_is_off() else _metadata(prompt, extra_pnginfo)
+            save_video(frames, path, fps, sound, rate, crf, tags, report)
         return {
             "ui": {"images": [shown], "animated": (True,)},
-            "result": (_video(images, audio, fps),),
+            "result": (_comfy.make_video(images, audio, frame_rate(fps)),),
         }
 
 
-def _sound(audio: dict[str, Any] | None) -> tuple[Any, int]:
-    if audio is None:
-        return None, 0
-    return audio["waveform"][0].float().cpu().numpy(), int(audio["sample_rate"])
-
-
 def _metadata(prompt: Any, extra_pnginfo: dict[str, Any] | None) -> dict[str, str]:
-    tags = {} if prompt is None else {"prompt": json.dumps(prompt)}
-    return tags | {key: json.dumps(value) for key, value in (extra_pnginfo or {}).items()}
+    tags = {} if prompt is None else {"prompt": _to_json(prompt)}
+    return tags | {key: _to_json(value) for key, value in (extra_pnginfo or {}).items()}
 
 
-def _video(images: Any, audio: Any, fps: float) -> Any:
-    from comfy_api.input_impl import VideoFromComponents
-    from comfy_api.util import VideoComponents
+def _to_json(value: Any) -> str:
+    """JSON that ComfyUI's page can read back from a file.
 
-    rate = Fraction(fps).limit_denominator(1001)
-    return VideoFromComponents(VideoComponents(images=images, audio=audio, frame_rate=rate))
+    Its reader of webm files ends at the brace that closes the first, counting those in texts as
+    well; so these are escaped. NaN, which IS_CHANGED may answer, is no JSON to a browser.
+    """
+    return TEXT_OR_NUMBER.sub(_escaped, json.dumps(value))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    if not found[0].startswith('"'):
+        return "null"
+    return found[0].replace("{", r"\u007b").replace("}", r"\u007d")

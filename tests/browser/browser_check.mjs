@@ -1,10 +1,11 @@
 // Drives ComfyUI's real page in a headless Chromium: open a workflow, press Run, see the result.
 //
 //   node browser_check.mjs URL --shot FILE.png (--drop FILE | --template NAME --source PACK)
-//        [--show TYPE,TYPE] [--no-run] [--timeout SECONDS]
+//        [--show TYPE,TYPE] [--play] [--no-run] [--timeout SECONDS]
 //
 // --drop drops a file on the canvas as a user does; --template opens a pack's template by its address.
 // --show: node types that have to display a picture or a video after the run.
+// --play: the videos are played to their end, and what came out of them is reported.
 // Prints one JSON report. Exit 0 only if every node type is known and the run ended well.
 // CHROMIUM is the browser to start.
 import fs from 'node:fs'
@@ -36,6 +37,7 @@ const { values: options, positionals } = parseArgs({
     template: { type: 'string' },
     source: { type: 'string' },
     show: { type: 'string', default: '' },
+    play: { type: 'boolean', default: false },
     'no-run': { type: 'boolean', default: false },
     timeout: { type: 'string', default: '120' }
   }
@@ -184,6 +186,45 @@ async function waitForDisplay(page, types) {
   }
 }
 
+// Every displayed video, played from its start to its end: what the browser decoded, and the colour in
+// the middle of its last frame.
+const played = (page) =>
+  page.evaluate(async () => {
+    const play = async ({ type, videoContainer }) => {
+      const video = document.createElement('video')
+      const events = []
+      for (const kind of ['loadeddata', 'ended', 'error']) {
+        video.addEventListener(kind, () => events.push(kind))
+      }
+      video.muted = true
+      video.src = videoContainer.querySelector('video').currentSrc
+      await video.play().catch((error) => events.push(String(error)))
+      const end = Date.now() + 20000
+      while (!events.includes('ended') && !video.error && Date.now() < end) {
+        await new Promise((resolve) => setTimeout(resolve, 50))
+      }
+      const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 })
+      const middle = [video.videoWidth / 2, video.videoHeight / 2, 1, 1]
+      const context = canvas.getContext('2d')
+      context.drawImage(video, ...middle, 0, 0, 1, 1)
+      return {
+        type,
+        events,
+        error: video.error?.message ?? null,
+        size: [video.videoWidth, video.videoHeight],
+        duration: video.duration,
+        time: video.currentTime,
+        frames: video.getVideoPlaybackQuality().totalVideoFrames,
+        sound: video.webkitAudioDecodedByteCount,
+        colour: [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)
+      }
+    }
+    const videos = window.app.graph.nodes.filter((node) => node.videoContainer?.querySelector('video'))
+    const reports = []
+    for (const node of videos) reports.push(await play(node))
+    return reports
+  })
+
 async function check(page, report) {
   await openWorkflow(page)
   Object.assign(report, await graphState(page))
@@ -196,6 +237,7 @@ async function check(page, report) {
       throw new Error(`the run ended in ${report.run.end ?? 'a refusal'}: ${reason}`)
     }
     report.displayed = await waitForDisplay(page, options.show.split(',').filter(Boolean))
+    if (options.play) report.played = await played(page)
     await showGraph(page)
   }
   const own = report.page_errors.filter((error) => /\/extensions\/(?!core\/)/.test(error))

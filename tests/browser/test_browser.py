@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,61 @@ def test_dropped_example_shows_its_clip(
     workflow = small_example("lora_strength_clip", tmp_path)
     report = browse("--drop", workflow, "--show", "AIToolkitSaveVideo")
     assert displayed(report, "AIToolkitSaveVideo")["videos"] == 1
+
+
+def clip_graph(ending: str, crf: int = 5) -> dict[str, Any]:
+    """Two colours, a second each, with two seconds of silence, and a brace in a text."""
+    colour = {"width": 96, "height": 64, "batch_size": 8}
+    saved = {"fps": 8.0, "filename_prefix": "a}clip", "format": ending, "crf": crf}
+    sound = {"duration": 2.0, "sample_rate": 24000, "channels": 2}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": colour | {"color": 0x1E5AC8}},
+        "2": {"class_type": "EmptyImage", "inputs": colour | {"color": 0xC81E5A}},
+        "3": {"class_type": "ImageBatch", "inputs": {"image1": ["1", 0], "image2": ["2", 0]}},
+        "4": {"class_type": "EmptyAudio", "inputs": sound},
+        "5": {
+            "class_type": "AIToolkitSaveVideo",
+            "inputs": {"images": ["3", 0], "audio": ["4", 0], **saved},
+        },
+    }
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webm"])
+def test_clip_plays_and_brings_its_workflow_back(
+    browse: Callable[..., dict[str, Any]], url: str, tmp_path: Path, ending: str
+) -> None:
+    workflow = tmp_path / "clip.json"
+    workflow.write_text(json.dumps(clip_graph(ending)))
+    report = browse("--drop", workflow, "--show", "AIToolkitSaveVideo", "--play")
+    (video,) = report["played"]
+    assert (video["error"], video["events"]) == (None, ["loadeddata", "ended"])
+    assert video["size"] == [96, 64]
+    assert video["duration"] == pytest.approx(2, abs=0.1)
+    assert video["time"] == pytest.approx(video["duration"], abs=0.05)
+    assert video["sound"] > 0
+    assert video["colour"] == pytest.approx([0xC8, 0x1E, 0x5A], abs=6)
+
+    (shown,) = report["run"]["outputs"]["5"]["images"]
+    clip = tmp_path / shown["filename"]
+    with urllib.request.urlopen(f"{url}/view?{urllib.parse.urlencode(shown)}") as response:
+        clip.write_bytes(response.read())
+    dropped = browse("--drop", clip, "--no-run")
+    assert sorted(dropped["nodes"]) == sorted(report["nodes"])
+    assert dropped["links"] == report["links"] == 4
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webm"])
+def test_clip_of_a_script_brings_its_workflow_back(
+    browse: Callable[..., dict[str, Any]], url: str, tmp_path: Path, ending: str
+) -> None:
+    """A file that carries the prompt alone."""
+    from ai_toolkit_inference.cli.comfy_client import run_workflow
+
+    workflow = clip_graph(ending)
+    (clip,) = run_workflow(url, workflow, tmp_path, timeout=120).files
+    report = browse("--drop", clip, "--no-run")
+    assert sorted(report["nodes"]) == sorted(node["class_type"] for node in workflow.values())
+    assert report["links"] == 4
 
 
 def test_dropped_picture_brings_its_workflow_back(
