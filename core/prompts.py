@@ -18,7 +18,8 @@ from .versions import LATEST, Profile
 class Settings:
     """Everything that decides a sample once defaults, trigger and inline flags are resolved.
 
-    width, height: px as rendered. multiplier: of all adapters, or None to keep each its own.
+    width, height: px as rendered. off_grid: px that the trainer's sample is wider and higher, which
+    models see that fit a picture to it. multiplier: of all adapters, or None to keep each its own.
     negative_prompt_2: for the second text encoder of SDXL; the trainer lets an inline `--n` reach
     it only in cached text.
     """
@@ -40,6 +41,7 @@ class Settings:
     control_index: int = 0
     doubled_control: bool = False
     multiplier: float | None = None
+    off_grid: tuple[int, int] = (0, 0)
 
 
 def _text(content: str) -> str:
@@ -105,11 +107,10 @@ def resolve(spec: ModelSpec, request: SampleRequest, profile: Profile = LATEST) 
     _check_flag_values(settings)
     _check_controls(spec, request, settings)
     spec.check(settings)
-    return replace(
-        settings,
-        width=floor_side(settings.width, spec.grid(profile)),
-        height=floor_side(settings.height, spec.grid(profile)),
-    )
+    grid = spec.grid(profile)
+    wide, high = (floor_side(side, 1) for side in (settings.width, settings.height))
+    off_grid = wide % grid, high % grid
+    return replace(settings, width=wide - off_grid[0], height=high - off_grid[1], off_grid=off_grid)
 
 
 def read_prompt(request: SampleRequest, profile: Profile) -> tuple[str, dict[str, Any]]:
@@ -225,7 +226,25 @@ def _check_controls(spec: ModelSpec, request: SampleRequest, settings: Settings)
             f"control_index={settings.control_index}, but {spec.id} uses control images in one way "
             "only; use 0"
         )
+    if taken.index and taken.alpha and request.control_images:
+        _check_use(spec, request.control_images[0], settings.control_index)
     if settings.doubled_control and not taken.doubled:
         raise InvalidInputError(
             f"doubled_control is on, but {spec.id} reads no control image twice; turn it off"
+        )
+
+
+def _check_use(spec: ModelSpec, image: Any, index: int) -> None:
+    # the trainer's network is given the wrong number of channels by the other two ways, and fails
+    alpha = image.mode == "RGBA"
+    if alpha and index:
+        raise InvalidInputError(
+            f"control_index=1, but the picture has alpha, which tells {spec.id} what to paint; use "
+            "control_index 0, or give the picture without alpha to be followed"
+        )
+    if not alpha and not index:
+        raise InvalidInputError(
+            f"control_index=0, but the picture has no alpha to tell {spec.id} what to paint; use "
+            "control_index 1 to have it followed, or give an RGBA picture, in the shell a file "
+            "named *.inpaint.png"
         )

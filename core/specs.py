@@ -85,7 +85,7 @@ class ModelSpec:
     arch: str  # the trainer's name
     repo_id: str  # Hugging Face repository the trainer loads
     pipeline: str  # diffusers class
-    latent_channels: int  # of one latent, which stands for 8 x 8 px
+    latent_channels: int  # of one latent: 8 x 8 px, in videos what the VAE makes of it
     multiple_of: int  # px; both sides are floored to it, as the trainer floors them
     defaults: Defaults
     samplers: tuple[str, ...]
@@ -118,6 +118,10 @@ class ModelSpec:
     # the component that the trainer loads from a .safetensors by itself; `load` is then given the
     # folder of the others as a fourth argument, or None for a folder with all
     part_file: str = field(default="", kw_only=True)
+    # further components in the file of part_file
+    in_part_file: tuple[str, ...] = field(default=(), kw_only=True)
+    # the one file of repo_id that the trainer loads, instead of folders
+    released_file: str = field(default="", kw_only=True)
     # (component, file): what may lie in one released file beside that one
     beside: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
     # components that the trainer does not cast after loading, so that their fp32 buffers stay

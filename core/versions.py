@@ -61,6 +61,22 @@ CHANGES = (
         "ostris/ai-toolkit@27a03a91 requirements_base.txt (diffusers 072d15ee to dc8d9032)",
     ),
     Change(
+        "qwen_edit_upright",
+        "0.7.33",
+        "the text encoder of Qwen-Image-Edit is shown control images with their sides as they "
+        "are; before, with height and width swapped",
+        "ostris/ai-toolkit@4ef5cbe5 extensions_built_in/diffusion_models/qwen_image/",
+        arch="qwen_image_edit",
+    ),
+    Change(
+        "qwen_vl_positions_in_line",
+        "0.9.1",
+        "Qwen-Image-Edit's text encoder counts the tokens of a picture one by one, like words; "
+        "before, by row and column",
+        "ostris/ai-toolkit@27a03a91 requirements_base.txt (transformers 4.57.3 to 5.5.3)",
+        arch="qwen_image_edit",
+    ),
+    Change(
         "z_image_guidance_above_zero",
         "0.7.25",
         "Z-Image is guided whenever guidance is above 0; before, above 1",
@@ -112,11 +128,104 @@ CHANGES = (
         arch="krea2",
     ),
     Change(
+        "krea2_edit",
+        "0.10.20",
+        "the trainer has the edit variants of Krea 2",
+        "ostris/ai-toolkit@b1e1a834 extensions_built_in/diffusion_models/krea2/",
+        arch="krea2:o_edit",
+    ),
+    Change(
+        "krea2_references_apart",
+        "0.10.22",
+        "Krea 2's control images see only one another, and fill the area of the sample; before, "
+        "they saw everything, and were only shrunk to a million pixels (defaults of the trainer's "
+        "UI)",
+        "ostris/ai-toolkit@a4bbe167 extensions_built_in/diffusion_models/krea2/",
+        arch="krea2:o_edit",
+    ),
+    Change(
         "krea2_guidance_from_one",
         "0.10.21",
         "1 stands for no guidance of Krea 2, so that 1 is subtracted; before, 0 did",
         "ostris/ai-toolkit@6233efe1 extensions_built_in/diffusion_models/krea2/krea2.py",
         arch="krea2",
+    ),
+    Change(
+        "wan_euler_sampler",
+        "0.9.3",
+        "Wan is sampled by Euler steps, its noise levels shifted twice; before, by UniPC",
+        "ostris/ai-toolkit@ab1ee4df toolkit/models/wan21/wan21.py",
+        arch="wan",
+    ),
+    Change(
+        "wan_image_by_torchvision",
+        "0.9.1",
+        "the picture that a Wan 2.1 clip starts from is shrunk for CLIP by torchvision; before, by "
+        "Pillow",
+        "ostris/ai-toolkit@27a03a91 requirements_base.txt (transformers 4.57.3 to 5.5.3)",
+        arch="wan21_i2v",
+    ),
+    Change(
+        "umt5_prompt_not_normalized",
+        "0.9.3",
+        "Wan's prompts are tokenized as they are after cleaning; before, Unicode's compatible "
+        "characters were made one first",
+        "ostris/ai-toolkit@ab1ee4df toolkit/models/loaders/umt5.py",
+        arch="wan",
+    ),
+    Change(
+        "wan_vae_norm_in_fp32",
+        "0.10.22",
+        "the VAE of Wan normalises bf16 and fp16 in fp32; before, in their own precision",
+        "ostris/ai-toolkit@883d60eb toolkit/models/wan21/autoencoder_kl_wan.py",
+        arch="wan",
+    ),
+    Change(
+        "wan22_tiled_vae",
+        "0.10.22",
+        "the VAE of Wan 2.2 decodes frames of more than 256 px in tiles, as low_vram is on in jobs "
+        "of its form; before, at once",
+        "ostris/ai-toolkit@886c2aec extensions_built_in/diffusion_models/wan22/",
+        arch="wan22",
+    ),
+    Change(
+        "ltx2_prompt_unpadded",
+        "0.7.21",
+        "LTX-2's prompt is encoded by itself and what it came to padded with zeros; before, padding "
+        "was encoded with it",
+        "ostris/ai-toolkit@1ce24287 extensions_built_in/diffusion_models/ltx2/ltx2.py",
+        arch="ltx2",
+    ),
+    Change(
+        "ltx2_clean_guidance",
+        "0.7.25",
+        "LTX-2 is guided between clean predictions, its noise levels are shifted as for 4096 "
+        "tokens, its latents scaled back in the model's precision; before, between velocities, by "
+        "the number of tokens, in fp32",
+        "ostris/ai-toolkit@859635e9 requirements.txt (diffusers 8600b4c1 to 072d15ee)",
+        arch="ltx2",
+    ),
+    Change(
+        "ltx2.3",
+        "0.7.25",
+        "the trainer has LTX-2.3",
+        "ostris/ai-toolkit@859635e9 extensions_built_in/diffusion_models/ltx2/ltx2.py",
+        arch="ltx2.3",
+    ),
+    Change(
+        "ltx2_decoded_by_frames",
+        "0.7.30",
+        "LTX-2's frames are decoded 16 at a time, as low_vram is on in jobs of its form; before, in "
+        "tiles of 256 px",
+        "ostris/ai-toolkit@7f3309b2 extensions_built_in/diffusion_models/ltx2/ltx2.py",
+        arch="ltx2",
+    ),
+    Change(
+        "ltx2_tokens_reversed",
+        "0.10.24",
+        "the connectors of LTX-2 are given a prompt's tokens last to first; before, in their order",
+        "ostris/ai-toolkit@27a03a91 requirements_base.txt (diffusers dc8d9032 to c9438378)",
+        arch="ltx2",
     ),
 )
 

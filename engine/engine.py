@@ -231,7 +231,7 @@ class Engine:
             settings=plan.settings,
             profile=plan.profile,
             generator=generator,
-            place=lambda pipeline: placed(pipeline, model, offload),
+            place=lambda _pipeline: placed(model, offload),
             on_step=on_step,
             latents=request.latents,  # type: ignore[arg-type]
             control_images=request.control_images,

@@ -1,8 +1,12 @@
-"""Where a model's parts are while they wait and while they work."""
+"""Where a model's parts are while they wait and while they work.
+
+An offloaded part keeps its weights on the CPU and works with copies, so that nothing is ever
+copied back. One part works at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +16,7 @@ from ..pipelines._loading import LoadedModel
 
 # Share of the free device memory that weights may take; activations need the rest.
 RESIDENT_SHARE = 0.7
+LISTS = (torch.nn.ModuleList, torch.nn.Sequential)  # what blocks stand in
 
 
 def default_device() -> torch.device:
@@ -39,10 +44,11 @@ def choose_offload(offload: str, model: LoadedModel) -> str:
 
 
 @contextmanager
-def placed(pipeline: Any, model: LoadedModel, offload: str) -> Iterator[None]:
+def placed(model: LoadedModel, offload: str) -> Iterator[None]:
     """Parts on the device for one render: all of them, or each while it works.
 
-    With `none` they stay there afterwards, else they go back to the CPU.
+    offload: `none`; `model`, a part as a whole; `group`, its blocks one by one; `sequential`, each
+    layer. With `none` all stay there afterwards.
     """
     if offload == "none":
         for module in model.modules.values():
@@ -51,31 +57,127 @@ def placed(pipeline: Any, model: LoadedModel, offload: str) -> Iterator[None]:
         return
     for module in model.modules.values():
         module.to("cpu")
+    turns = _Turns(model.modules.values(), model.device, offload)
     try:
-        _OFFLOADS[offload](pipeline, model.device)
         yield
     finally:
-        pipeline.remove_all_hooks()
-        for module in model.modules.values():
-            module.to("cpu")
-        torch.cuda.empty_cache()
+        turns.end()
 
 
-def _offload_model(pipeline: Any, device: torch.device) -> None:
-    pipeline.enable_model_cpu_offload(device=device)
+class _Turns:
+    """The part that works is on the device, and no other is."""
+
+    def __init__(self, modules: Iterable[Any], device: torch.device, offload: str) -> None:
+        self._working: _Part | None = None
+        self._parts = [_Part(module, device, offload, self.take) for module in modules]
+
+    def take(self, part: _Part) -> None:
+        """Lets a part work, if it does not already."""
+        if part is not self._working:
+            self._rest()
+            part.weights.bring()
+            self._working = part
+
+    def end(self) -> None:
+        """Leaves the modules as they were before, also after an error in one."""
+        for part in self._parts:
+            part.end()
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._working is not None:
+            self._working.weights.leave()
+            self._working = None
+            torch.cuda.empty_cache()
 
 
-def _offload_sequential(pipeline: Any, device: torch.device) -> None:
-    pipeline.enable_sequential_cpu_offload(device=device)
+class _Part:
+    """A component. weights: what is on the device for all of its turn.
+
+    take: called with it whenever it starts to work. diffusers asks a component's `_hf_hook` where
+    it computes, and calls the hook where something else than `forward` starts it, as in a VAE.
+    """
+
+    def __init__(self, module: Any, device: torch.device, offload: str, take: Any) -> None:
+        self.execution_device = device
+        self._module, self._take = module, take
+        self._inner = [
+            (inner, _Weights(modules, device)) for inner, modules in _units(module, offload)
+        ]
+        covered = {id(m) for _, weights in self._inner for m in weights.modules}
+        self.weights = _Weights([m for m in module.modules() if id(m) not in covered], device)
+        self._handles = [module.register_forward_pre_hook(self._start)]
+        for inner, weights in self._inner:
+            self._handles.append(inner.register_forward_pre_hook(weights.bring))
+            self._handles.append(inner.register_forward_hook(weights.leave))
+        module._hf_hook = self
+
+    def pre_forward(self, _module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Called by diffusers."""
+        self._take(self)
+        return args, kwargs
+
+    def _start(self, _module: Any, _args: Any) -> None:
+        self._take(self)
+
+    def end(self) -> None:
+        """Takes off all hooks and copies but those of `weights`."""
+        for handle in self._handles:
+            handle.remove()
+        for _, weights in self._inner:
+            weights.leave()
+        del self._module._hf_hook
 
 
-def _offload_group(pipeline: Any, device: torch.device) -> None:
-    pipeline.enable_group_offload(
-        onload_device=device,
-        offload_device=torch.device("cpu"),
-        offload_type="block_level",
-        num_blocks_per_group=1,
-    )
+class _Weights:
+    """The own parameters and buffers of some modules: as they are, or copies on the device."""
+
+    def __init__(self, modules: list[Any], device: torch.device) -> None:
+        self.modules, self._device = modules, device
+        tables = [table for m in modules for table in (m._parameters, m._buffers)]
+        self._slots = [
+            (table, name, tensor)
+            for table in tables
+            for name, tensor in table.items()
+            if tensor is not None
+        ]
+
+    def bring(self, *_: Any) -> None:
+        """Puts copies into the modules; of a tensor that several share, one."""
+        copies: dict[int, Any] = {}
+        for table, name, tensor in self._slots:
+            if id(tensor) not in copies:
+                copies[id(tensor)] = _copy(tensor, self._device)
+            table[name] = copies[id(tensor)]
+
+    def leave(self, *_: Any) -> None:
+        """Puts the modules' own tensors back."""
+        for table, name, tensor in self._slots:
+            table[name] = tensor
 
 
-_OFFLOADS = {"model": _offload_model, "sequential": _offload_sequential, "group": _offload_group}
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # another tensor in any case, also where it stays on its device
+    copy = tensor.detach().to(device)
+    parameter = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(copy, requires_grad=False) if parameter else copy
+
+
+def _units(part: Any, offload: str) -> Iterator[tuple[Any, list[Any]]]:
+    # modules that bring weights of their own, each with the modules it brings them for
+    if offload == "group":
+        for block in _blocks(part):
+            yield block, list(block.modules())
+    elif offload == "sequential":
+        for module in part.modules():
+            if module._parameters or module._buffers:
+                yield module, [module]
+
+
+def _blocks(module: Any) -> Iterator[Any]:
+    for child in module.children():
+        called = type(child).forward is not torch.nn.Module.forward
+        if called and isinstance(module, LISTS):
+            yield child
+        else:
+            yield from _blocks(child)

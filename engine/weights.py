@@ -37,12 +37,14 @@ def find_weights(
         return tiny_folder(spec), None
     if weights == "huggingface":
         on_status(f"Fetching {spec.repo_id}")
-        return _download(spec), None
+        return (_download_file(spec) if spec.released_file else _download(spec)), None
     path = check_local(spec, weights)
     if path.is_dir():
         return path, None
     if (configs := _configs_beside(spec, path)) is not None:
         return path, configs
+    if spec.released_file:  # the other parts are elsewhere
+        return path, None
     short = "other files" if spec.part_file else "configuration"
     kinds = short if spec.part_file else f"{short} and tokenizer files"
     on_status(f"Fetching the {short} of {spec.rest_repo_id or spec.repo_id}")
@@ -58,7 +60,7 @@ def _configs_beside(spec: ModelSpec, path: Path) -> Path | None:
         if (folder / "model_index.json").is_file():  # not just a folder of the same name
             if spec.part_file:
                 beside = (name for name, file in spec.beside if path.with_name(file).is_file())
-                check_folder(spec, folder, without=(spec.part_file, *beside))
+                check_folder(spec, folder, (spec.part_file, *spec.in_part_file, *beside))
             else:
                 check_index(spec, folder)
             return folder
@@ -170,6 +172,19 @@ def _download(
         ) from error
 
 
+def _download_file(spec: ModelSpec) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(spec.repo_id, spec.released_file))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{spec.released_file} of {spec.repo_id} could not be fetched from Hugging Face: "
+            f"{error}; or give a local file"
+        ) from error
+
+
 def _joined(spec: ModelSpec) -> Path:
     # links to the denoiser of one repository and to everything else of another
     from huggingface_hub import snapshot_download
@@ -192,5 +207,6 @@ def _joined(spec: ModelSpec) -> Path:
 def _all_but(spec: ModelSpec, part: str) -> list[str]:
     # patterns of the files that a repository has without the weights of a component
     without = {part, *(name for name, _ in spec.elsewhere)}
+    without |= {*spec.in_part_file} if part and part == spec.part_file else set()
     weights = (f"{name}/*.safetensors" for name in spec.components if name not in without)
     return [*CONFIGS, *weights]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import InvalidInputError
 from ..core.requests import Recipe, SampleRequest
@@ -50,13 +51,13 @@ def render(
     engine: Engine,
     requests: list[tuple[JobSample, SampleRequest]],
     on_sample: Callable[[int, int], None] = lambda done, total: None,
-    **reports: Callable[..., None],
+    **reports: Any,
 ) -> Iterator[Rendered]:
     """The samples one by one. on_sample: told of each finished one; reports: see Engine.sample."""
     for _, request in requests:
         engine.plan(request)  # refuses what it can before the first is drawn
     for done, (sample, request) in enumerate(requests, 1):
-        yield Rendered(sample, request, engine.sample(request, **reports))  # type: ignore[arg-type]
+        yield Rendered(sample, request, engine.sample(request, **reports))
         on_sample(done, len(requests))
 
 

@@ -54,7 +54,7 @@ class ApplyAIToolkitLoRA:
             },
             "optional": {
                 "lora_name_low": (
-                    [NONE, *loras],
+                    [NONE, *loras, TINY],
                     {
                         "tooltip": "Only for models with two experts: the low-noise file; "
                         "lora_name is then the high-noise one."
@@ -118,7 +118,8 @@ class ApplyAIToolkitLoRA:
         from ..adapters.report import describe
 
         name = url.strip() or lora_name
-        low = "" if lora_name_low == NONE else _comfy.find_lora(lora_name_low)
+        low = _comfy.find_lora(lora_name_low) if _is_file(lora_name_low) else lora_name_low
+        low = "" if low == NONE else low
         path = _comfy.find_lora(name) if _is_file(name) else name
         ref = AdapterRef(path, multiplier, low, allow_partial)
         fits = _comfy.engine().fit(model, ref, _comfy.status_reporter(unique_id))

@@ -67,6 +67,23 @@ def encode_flux(context: Any) -> tuple[Any, Any]:
     return embeds.to(model.device, model.dtype), pooled.to(model.device, model.dtype)
 
 
+def flux_inputs(context: Any, pipeline: Any) -> dict[str, Any]:
+    """What the transformer is given beside latents and time, the same in all steps."""
+    import torch
+
+    settings, model = context.settings, context.model
+    embeds, pooled = encode_flux(context)
+    size = settings.height // 16, settings.width // 16
+    return {
+        "encoder_hidden_states": embeds,
+        "pooled_projections": pooled,
+        "txt_ids": torch.zeros(embeds.shape[1], 3, device=model.device, dtype=model.dtype),
+        "img_ids": pipeline._prepare_latent_image_ids(1, *size, model.device, model.dtype),
+        "guidance": torch.tensor([settings.guidance_scale], dtype=torch.float32).to(model.device),
+        "return_dict": False,
+    }
+
+
 def _unpack(pipeline: Any, latents: Any, settings: Any) -> Any:
     scale = pipeline.vae_scale_factor
     return pipeline._unpack_latents(latents, settings.height, settings.width, scale)

@@ -84,10 +84,13 @@ def picture(spec: ModelSpec, control: bool) -> dict[str, Any]:
     settings = _sample() | (VIDEO_SETTINGS if spec.defaults.num_frames > 1 else {})
     graph = {
         "1": _node("LoadAIToolkitModel", **_load(spec.id)),
-        "2": _node("ApplyAIToolkitLoRA", model=["1", 0], **_lora(1.0)),
+        "2": _node(
+            "ApplyAIToolkitLoRA", model=["1", 0], **_lora(1.0, pair=bool(spec.lora.experts))
+        ),
     }
     if control:
         graph["5"] = _node("LoadImage", image=CONTROL_IMAGE)
+        settings |= {"control_index": int(spec.control_images.index)}  # it has no alpha to inpaint
     graph["3"] = _node("AIToolkitSample", model=["2", 0], **settings, **sockets)
     return graph | {"4": _save(spec)}
 
@@ -132,8 +135,9 @@ def workflows() -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and graph, API format, of every example."""
     for spec in list_models():
         taken = spec.control_images
-        yield f"{spec.id}_lora", picture(spec, control=bool(taken.required))
-        if taken.most and not taken.required:
+        always = bool(taken.required) or (spec.task == "edit")
+        yield f"{spec.id}_lora", picture(spec, control=always)
+        if taken.most and not always:
             yield f"{spec.id}_edit", picture(spec, control=True)
     yield "lora_strength_clip", strength_clip("sd15")
     yield "lora_stack", stack("flux")
@@ -194,11 +198,11 @@ def _load(model: str) -> dict[str, Any]:
     }
 
 
-def _lora(multiplier: float) -> dict[str, Any]:
+def _lora(multiplier: float, pair: bool = False) -> dict[str, Any]:
     return {
         "lora_name": "tiny",
         "multiplier": multiplier,
-        "lora_name_low": "none",
+        "lora_name_low": "tiny" if pair else "none",
         "mode": "as_trainer",
         "allow_partial": False,
         "url": "",

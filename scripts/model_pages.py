@@ -26,20 +26,25 @@ LICENCES = {
     "flux_schnell": "Apache 2.0",
     "flex1": "Apache 2.0",
     "flex2": "Apache 2.0",
+    "flux_kontext": "FLUX.1 [dev] Non-Commercial License",
     "zimage": "Apache 2.0",
     "zimage_turbo": "Apache 2.0",
     "qwen_image": "Apache 2.0",
     "qwen_image_2512": "Apache 2.0",
+    "qwen_image_edit": "Apache 2.0",
+    "qwen_image_edit_plus": "Apache 2.0",
+    "qwen_image_edit_plus_2511": "Apache 2.0",
     "lumina2": "Apache 2.0",
     "chroma": "Apache 2.0",
     "hidream": "MIT; its Llama has Meta's own",
+    "hidream_e1": "MIT; its Llama has Meta's own",
     "omnigen2": "Apache 2.0",
     "flux2": "FLUX.2 [dev] Non-Commercial License",
     "flux2_diffusers": "FLUX.2 [dev] Non-Commercial License",
     "flux2_klein_4b": "Apache 2.0",
     "flux2_klein_9b": "FLUX Non-Commercial License",
 }
-GATED = ("flux", "flux2", "flux2_diffusers", "flux2_klein_9b")
+GATED = ("flux", "flux_kontext", "flux2", "flux2_diffusers", "flux2_klein_9b")
 
 
 def page(spec: ModelSpec) -> str:
@@ -59,7 +64,9 @@ def page(spec: ModelSpec) -> str:
 
 
 def _about(spec: ModelSpec) -> list[str]:
-    lines = [f"A {spec.task} model; the trainer calls it `{spec.arch}`. Drawn as `{spec.source}`."]
+    article = "An" if spec.task[0] in "aeiou" else "A"
+    lines = [f"{article} {spec.task} model; the trainer calls it `{spec.arch}`."]
+    lines.append(f"Drawn as `{spec.source}`.")
     if spec.since:
         since = next(row.since for row in CHANGES if row.name == spec.since)
         lines.append(f"The trainer has it since version {since}.")
@@ -109,7 +116,7 @@ def _grid(spec: ModelSpec) -> str:
 
 
 def _weights(spec: ModelSpec) -> list[str]:
-    fetched = [f"`{spec.repo_id}`"]
+    fetched = [f"`{'/'.join(filter(None, (spec.repo_id, spec.released_file)))}`"]
     if spec.rest_repo_id:
         fetched.append(f"all but the network from `{spec.rest_repo_id}`")
     for repo in dict.fromkeys(repo for _, repo in spec.elsewhere):
@@ -124,7 +131,8 @@ def _weights(spec: ModelSpec) -> list[str]:
         lines.append("- one `.safetensors` file with the whole checkpoint, as released")
     if spec.part_file:
         lines.append(
-            f"- one `.safetensors` file with the {spec.part_file} as released; the other parts are "
+            f"- one `.safetensors` file with the "
+            f"{', '.join((spec.part_file, *spec.in_part_file))} as released; the other parts are "
             "taken from the folder it lies in or is named after, or fetched"
             + "".join(f"; {part} may lie beside it as `{file}`" for part, file in spec.beside)
         )

@@ -17,7 +17,7 @@ QUALITIES = range(85, 4, -5)
 EXAMPLE = (256, 192)  # px, of what stands for a picture of the user's
 SAMPLE_INPUTS = (
     "prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed",
-    "trigger_word", "num_frames",
+    "trigger_word", "num_frames", "control_index",
 )  # fmt: skip
 
 
@@ -50,7 +50,8 @@ def _run(class_type: str, given: Mapping[str, Any], engine: Engine) -> Any:
     if class_type == "LoadAIToolkitModel":
         return Recipe(given["model"], weights=given["weights"], dtype=given["dtype"])
     if class_type == "ApplyAIToolkitLoRA":
-        adapter = AdapterRef(given["lora_name"], given["multiplier"])
+        low = given["lora_name_low"].replace("none", "")
+        adapter = AdapterRef(given["lora_name"], given["multiplier"], low)
         return given["model"].with_adapter(adapter, given["mode"])
     if class_type == "AIToolkitSample":
         inputs = {name: given[name] for name in SAMPLE_INPUTS}

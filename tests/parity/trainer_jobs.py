@@ -79,17 +79,20 @@ def main() -> int:
     plan, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]).resolve()
     out.mkdir(parents=True, exist_ok=True)
     toolkit = Path(os.environ["AI_TOOLKIT_PATH"]).resolve()
-    with (out / "trainer.log").open("w") as log:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            diffusers = os.environ.get("AI_TOOLKIT_DIFFUSERS")
-            finder = trainer_shims.boot(str(toolkit), diffusers, "cpu")
-            fresh = trainer_run.FreshProcess()
-            trainer_shims.import_models(finder)
-            trainer_small.sample_small()
-            importlib.import_module("toolkit.extension").get_all_extensions_process_dict()
-            for job in plan["jobs"]:
-                train(job, out)
-                fresh.restore()
+    with (
+        (out / "trainer.log").open("w") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        diffusers = os.environ.get("AI_TOOLKIT_DIFFUSERS")
+        finder = trainer_shims.boot(str(toolkit), diffusers, "cpu")
+        fresh = trainer_run.FreshProcess()
+        trainer_shims.import_models(finder)
+        trainer_small.sample_small()
+        importlib.import_module("toolkit.extension").get_all_extensions_process_dict()
+        for job in plan["jobs"]:
+            train(job, out)
+            fresh.restore()
     return 0
 
 
