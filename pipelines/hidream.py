@@ -27,12 +27,17 @@ def check_hidream(settings: Any) -> None:
 
     It looks up where it is by the timestep, a whole number; two steps must not start with the same.
     """
+    check_steps(settings.steps, _shift(RELEASED_TOKENS))
+
+
+def check_steps(steps: int, shift: float) -> None:
+    """The same for a scheduler of this shift."""
     from ._unipc import unipc_sigmas, unipc_timesteps
 
-    timesteps = unipc_timesteps(unipc_sigmas(settings.steps, _shift(RELEASED_TOKENS)))
-    if settings.steps > 1 and timesteps[0] == timesteps[1]:
+    timesteps = unipc_timesteps(unipc_sigmas(steps, shift))
+    if steps > 1 and timesteps[0] == timesteps[1]:
         raise InvalidInputError(
-            f"steps={settings.steps}; with so many the first two have the same timestep, at which "
+            f"steps={steps}; with so many the first two have the same timestep, at which "
             "the trainer fails; use 300 or less"
         )
 
@@ -107,7 +112,7 @@ def render_hidream(context: Any) -> Any:
         latents = start_latents(context, float(scheduler.sigmas[0]))
     with context.place(pipeline):
         output = pipeline(
-            **_encode(context, pipeline),
+            **encode_prompts(context, pipeline),
             height=settings.height,
             width=settings.width,
             num_inference_steps=settings.steps,
@@ -135,8 +140,11 @@ def _check_start(settings: Any, side: int) -> None:
         )
 
 
-def _encode(context: Any, pipeline: Any) -> dict[str, Any]:
-    # pooled CLIP outputs (1, C1 + C2), T5 (1, 128, C3), all of Llama's layers (layers, 1, 128, C4)
+def encode_prompts(context: Any, pipeline: Any) -> dict[str, Any]:
+    """What the network takes of both prompts, by the names of HiDream's pipeline.
+
+    Pooled CLIP outputs (1, C1 + C2), T5 (1, 128, C3), all of Llama's layers (layers, 1, 128, C4).
+    """
     import torch
 
     from ._text import clean_clip_prompt
@@ -166,8 +174,8 @@ def _encode(context: Any, pipeline: Any) -> dict[str, Any]:
     return embeds
 
 
-def build_tiny_hidream(seed: int) -> dict[str, Any]:
-    """The parts of a toy HiDream, real classes, made for 16 x 16 latents."""
+def build_tiny_hidream(seed: int, latents: tuple[int, int] = (16, 16)) -> dict[str, Any]:
+    """The parts of a toy HiDream, real classes, made for so many latents."""
     from diffusers import HiDreamImageTransformer2DModel
 
     from . import _tiny, _tiny_llama, _tiny_spiece
@@ -185,7 +193,7 @@ def build_tiny_hidream(seed: int) -> dict[str, Any]:
         num_routed_experts=4,
         num_activated_experts=2,
         axes_dims_rope=(8, 4, 4),  # type: ignore[arg-type]
-        max_resolution=(16, 16),
+        max_resolution=latents,
         llama_layers=[0, 1, 1],
     )
     return {

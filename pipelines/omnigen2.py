@@ -1,4 +1,4 @@
-"""OmniGen2, from text alone.
+"""OmniGen2, from text alone or with a picture to look at.
 
 The network is the trainer's own class: diffusers has none.
 Upstream: ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/omnigen2/__init__.py
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import ControlImages, Defaults, LoraLayout, ModelSpec
 
 NETWORK = (
     "extensions_built_in.diffusion_models.omnigen2.src.models.transformers.transformer_omnigen2"
@@ -23,6 +23,7 @@ SYSTEM = (
 )
 TOKENS = 256
 MOST_PIXELS = 1024 * 1024
+LONGEST_SIDE = 1024  # px, of a control image
 GRID = 16  # px
 ROTARY_BASE = 10000
 SHIFTED_FROM = 40  # latents a side at which the time grid is even
@@ -38,7 +39,7 @@ def network_class() -> Any:
 def load_omnigen2(spec: ModelSpec, source: Path, dtype: Any) -> dict[str, Any]:
     """The parts of a checkpoint, through bf16, as the trainer loads them for every precision.
 
-    Without the vision tower, which text does not need.
+    Without the vision tower: control images go to the transformer alone.
     """
     import diffusers
     import torch
@@ -69,6 +70,8 @@ def render_omnigen2(context: Any) -> Any:
     from ._render import frames
 
     settings, vae = context.settings, context.model.modules["vae"]
+    if context.control_images:
+        _check_reference(settings)
     with context.place(_pipeline(context.model)):
         latents = _denoise(context) / vae.config.scaling_factor + vae.config.shift_factor
         image = vae.decode(latents, return_dict=False)[0]
@@ -80,6 +83,12 @@ def render_omnigen2(context: Any) -> Any:
 def sampled_size(width: int, height: int) -> tuple[int, int]:
     """(width, height) at which a size asked for is drawn, px: at most a megapixel, on the grid."""
     ratio = min((MOST_PIXELS / (height * width)) ** 0.5, 1.0)
+    return int(width * ratio) // GRID * GRID, int(height * ratio) // GRID * GRID
+
+
+def reference_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) at which a control image is read for a sample of that size, px."""
+    ratio = min((MOST_PIXELS / (height * width)) ** 0.5, LONGEST_SIDE / max(width, height), 1.0)
     return int(width * ratio) // GRID * GRID, int(height * ratio) // GRID * GRID
 
 
@@ -111,14 +120,15 @@ def _denoise(context: Any) -> Any:
     times = times[int(skipped) :].to(model.device)
     positive = _encode(context, settings.prompt)
     negative = _encode(context, settings.negative_prompt)
+    seen = _references(context)  # before the noise, which may come from the same generator
     latents = _start(context, width, height, float(times[0]))
     frequencies = _frequencies(model.modules["transformer"])
     report = step_callback(context)
     steps = SimpleNamespace(num_timesteps=len(times) - 1)
     for index, (time, following) in enumerate(pairwise(times)):
-        velocity = _velocity(context, latents, time, positive, frequencies)
+        velocity = _velocity(context, latents, time, positive, frequencies, seen)
         if settings.guidance_scale > 1:
-            away = _velocity(context, latents, time, negative, frequencies)
+            away = _velocity(context, latents, time, negative, frequencies, seen)
             velocity = away + settings.guidance_scale * (velocity - away)
         moved = latents.to(torch.float32) + (following - time) * velocity
         latents = moved.to(velocity.dtype)
@@ -126,11 +136,39 @@ def _denoise(context: Any) -> Any:
     return latents
 
 
-def _velocity(context: Any, latents: Any, time: Any, text: Any, frequencies: Any) -> Any:
+def _velocity(context: Any, latents: Any, time: Any, text: Any, frequencies: Any, seen: Any) -> Any:
     # from noise to picture, (1, 16, h, w); text: hidden states and their mask
     hidden, mask = text
     transformer = context.model.modules["transformer"]
-    return transformer(latents, time.expand(1).to(latents.dtype), hidden, frequencies, mask)
+    time = time.expand(1).to(latents.dtype)
+    return transformer(latents, time, hidden, frequencies, mask, ref_image_hidden_states=seen)
+
+
+def _check_reference(settings: Any) -> None:
+    if 0 in reference_size(settings.width, settings.height):
+        raise InvalidInputError(
+            f"{settings.width}x{settings.height} px; a control image is read in the sample's shape "
+            f"with {LONGEST_SIDE} px at most, where one this narrow has a side below {GRID} px: "
+            "ask for a wider shape, or leave the control image out"
+        )
+
+
+def _references(context: Any) -> Any:
+    # of the one sample of the batch its control images' scaled latents, (16, h, w) each; or None
+    from diffusers.image_processor import VaeImageProcessor
+
+    from ._render import scaled_latents
+    from .flux_kontext import fit
+
+    settings, vae = context.settings, context.model.modules["vae"]
+    if not context.control_images:
+        return None
+    width, height = reference_size(settings.width, settings.height)
+    image = fit(context.control_images[0].convert("RGB"), settings)
+    pixels = VaeImageProcessor(vae_scale_factor=GRID).preprocess(image, height, width)
+    posterior = vae.encode(pixels.to(context.model.device, vae.dtype)).latent_dist
+    # without a generator, so from the device's own, as in the trainer
+    return [[scaled_latents(vae.config, posterior.sample()).squeeze(0)]]
 
 
 def _frequencies(transformer: Any) -> Any:
@@ -246,6 +284,7 @@ OMNIGEN2 = ModelSpec(
     ),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/omnigen2/",
     components=("mllm", "transformer", "vae"),
+    control_images=ControlImages(0, 1),
     network=NETWORK,
     load=load_omnigen2,
     render=render_omnigen2,
@@ -255,6 +294,14 @@ OMNIGEN2 = ModelSpec(
         "256 tokens.",
         "Time runs from 0 for noise to 1, on a grid of its own; no sigmas of other schedulers.",
         "It is drawn on a grid of 16 px, at most a megapixel, then resized to the size asked for.",
+        "A control image is stretched to the sample's size, bilinearly with Pillow, then shrunk "
+        "with Lanczos to a megapixel, sides of 1024 px and the grid. The trainer takes one, "
+        "`ctrl_img`.",
+        "The text encoder does not see it, and the negative prompt's prediction does: the image "
+        "guidance is 1, where OmniGen2's own script for edits has 2.",
+        "Its latents are drawn from the VAE's posterior with the generator of the device. On a CPU "
+        "that is the one the noise comes from afterwards, so only a GPU can show that both agree "
+        "there, and another kind of GPU may draw otherwise.",
         "Norms and activations are those of triton and flash-attn where they are installed, here "
         "as in the trainer: compare with a trainer that has the same.",
     ),

@@ -1,4 +1,4 @@
-"""OmniGen2: the size it is sampled at, the time grid, the prompt in its template twice."""
+"""OmniGen2: its sizes, the time grid, the prompt in its template twice, the picture it sees."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ai_toolkit_inference import get_model
 from ai_toolkit_inference.core.errors import InvalidInputError, MissingDependencyError
@@ -18,6 +19,7 @@ from ai_toolkit_inference.pipelines.omnigen2 import (
     SYSTEM,
     in_template,
     network_class,
+    reference_size,
     sampled_size,
     time_grid,
 )
@@ -39,6 +41,78 @@ def test_a_megapixel_at_most(asked, sampled):
 
 def test_the_picture_has_the_size_asked_for(engine, ask):
     assert engine.sample(ask("omnigen2", width=104, height=72)).frames.shape == (1, 72, 104, 3)
+
+
+@pytest.mark.parametrize(
+    ("sample", "read"),
+    [
+        ((1024, 1024), (1024, 1024)),
+        ((104, 72), (96, 64)),
+        ((1536, 1536), (1024, 1024)),
+        ((2048, 1024), (1024, 512)),
+        ((304, 1216), (256, 1024)),
+    ],
+)
+def test_a_control_image_has_no_side_above_1024(sample, read):
+    assert reference_size(*sample) == read
+
+
+def test_the_sizes_of_control_images_are_the_trainers():
+    path = "extensions_built_in.diffusion_models.omnigen2.src.pipelines.image_processor"
+    processor = _vendor.trainer_module(path).OmniGen2ImageProcessor(vae_scale_factor=16)
+    limits = {"max_pixels": 1024 * 1024, "max_side_length": 1024}
+    sides = (64, 72, 200, 760, 1000, 1024, 1032, 1448, 2000)
+    for width in sides:
+        for height in sides:
+            image = Image.new("1", (width, height))
+            theirs = processor.get_new_height_width(image, **limits)
+            assert reference_size(width, height) == theirs[::-1], (width, height)
+
+
+@pytest.fixture
+def network_inputs(engine, ask):
+    """(latents, references) of the calls of the network in a request."""
+
+    def network_inputs(**fields):
+        request = ask("omnigen2", steps=1, **fields)
+        calls = []
+        network = engine.model(request.recipe).modules["transformer"]
+        hook = network.register_forward_pre_hook(
+            lambda _module, args, given: calls.append((args[0], given["ref_image_hidden_states"])),
+            with_kwargs=True,
+        )
+        with hook:
+            engine.sample(request)
+        return calls
+
+    return network_inputs
+
+
+def test_both_prompts_see_the_control_image(network_inputs):
+    picture = Image.linear_gradient("L").convert("RGB")
+    calls = network_inputs(control_images=(picture,), width=104, guidance_scale=4.0)
+    assert len(calls) == 2
+    for _, references in calls:
+        ((reference,),) = references
+        assert reference.shape == (16, 8, 12)
+        assert reference.equal(calls[0][1][0][0]) and reference.std() > 0.1
+    assert [references for _, references in network_inputs(guidance_scale=4.0)] == [None, None]
+
+
+def test_the_noise_is_drawn_after_the_control_image(network_inputs):
+    picture = Image.linear_gradient("L").convert("RGB")
+    (with_picture, _), *_ = network_inputs(control_images=(picture,), seed=5)
+    (without, _), *_ = network_inputs(seed=5)
+    generator = torch.Generator().manual_seed(5)
+    first, second = (torch.randn(1, 16, 8, 8, generator=generator) for _ in range(2))
+    assert without.equal(first) and with_picture.equal(second)
+
+
+def test_shapes_in_which_a_control_image_would_have_no_height(engine, ask):
+    picture = Image.new("RGB", (64, 64))
+    wide = {"width": 4160, "height": 64, "steps": 1}
+    with pytest.raises(InvalidInputError, match="4160x64 px; a control image is read"):
+        engine.sample(ask("omnigen2", control_images=(picture,), **wide))
 
 
 def test_the_time_grid():
