@@ -10,6 +10,7 @@ extensions_built_in/diffusion_models/flux2/src/{model,autoencoder}.py
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,17 @@ class _ImageAttention(nn.Module):
         super().__init__()
         self.group_norm, self.to_out = stock.group_norm, stock.to_out
         self.to_q, self.to_k, self.to_v = stock.to_q, stock.to_k, stock.to_v
+        for layer in (self.to_q, self.to_k, self.to_v, self.to_out[0]):
+            layer.forward = partial(_conv, layer)  # called as a module, so that it can be offloaded
 
     def forward(self, x: torch.Tensor, temb: Any = None) -> torch.Tensor:
         normed = self.group_norm(x)
         query, key, value = (
-            _conv(layer, normed).flatten(2).mT[:, None].contiguous()  # (N, 1, H * W, C)
+            layer(normed).flatten(2).mT[:, None].contiguous()  # (N, 1, H * W, C)
             for layer in (self.to_q, self.to_k, self.to_v)
         )
         attended = nn.functional.scaled_dot_product_attention(query, key, value)
-        return x + _conv(self.to_out[0], attended[:, 0].mT.reshape(x.shape))
+        return x + self.to_out[0](attended[:, 0].mT.reshape(x.shape))
 
 
 def _conv(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Krea 2's network, computing as the trainer's own on the modules of diffusers.
 
 diffusers' forward differs in the last bits: the trainer pads the tokens to a multiple of 256 and
-masks the padding, and adds a norm's scale to one in fp32, from a scale that it has rounded.
+masks the padding, and adds a norm's scale to one in fp32, from a scale that it has rounded. And it
+can be shown pictures, which diffusers' has no place for.
 Upstream: ostris/ai-toolkit@27a03a91
 extensions_built_in/diffusion_models/krea2/src/mmdit.py::SingleStreamDiT
 """
@@ -9,6 +10,7 @@ extensions_built_in/diffusion_models/krea2/src/mmdit.py::SingleStreamDiT
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,38 @@ KERNELS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+Pair = tuple[torch.Tensor, torch.Tensor]
 # torch 2.6 and newer take the order
 ORDERED = {"set_priority": True} if "set_priority" in str(inspect.signature(sdpa_kernel)) else {}
+
+
+@dataclass
+class Shown:
+    """Pictures beside the one that is drawn.
+
+    latents: of each, (1, C, h, w). apart: they see only one another, and so are the same in all
+    steps. kept: once computed then, their keys and values in each block, (1, heads, L, D).
+    """
+
+    latents: tuple[torch.Tensor, ...] = ()
+    apart: bool = False
+    kept: list[Pair] = field(default_factory=list)
+
+
+@dataclass
+class _Memory:
+    """What a block keeps of the tokens in `span`, or adds to those it is given."""
+
+    span: slice | None = None
+    kept: Pair | None = None
+
+    def recall(self, key: torch.Tensor, value: torch.Tensor) -> Pair:
+        """Keys and values (1, heads, L, D) to attend to, of those of the tokens at hand."""
+        if self.span is not None:
+            self.kept = (key[:, :, self.span].clone(), value[:, :, self.span].clone())
+        elif self.kept is not None:
+            key, value = (torch.cat(x, dim=2) for x in zip((key, value), self.kept, strict=True))
+        return key, value
 
 
 def compute_as_trainer(network: Any) -> Any:
@@ -38,6 +70,8 @@ def compute_as_trainer(network: Any) -> Any:
     for module in network.modules():
         if type(module).__name__ == "Krea2Attention":
             module.set_processor(_Attention())
+        elif type(module).__name__ == "Krea2TransformerBlock":
+            module.forward = partial(_block, module)
         elif type(module).__name__ == "Krea2RMSNorm":
             module.forward = partial(_norm, module)
     network.forward = partial(_forward, network)
@@ -49,25 +83,46 @@ def _forward(
     latents: torch.Tensor,  # (1, C, h, w)
     text: torch.Tensor,  # (1, L, layers, D)
     t: torch.Tensor,  # (1,), from 1 for noise to 0
+    shown: Shown | None = None,
 ) -> torch.Tensor:
-    # the velocity, (1, C, h, w): noise - picture
+    # the velocity, (1, C, h, w): noise - picture; fills `shown.kept`
+    shown = shown or Shown()
+    pictures = (latents, *(() if shown.kept else shown.latents))
+    packed = torch.cat([_pack(picture) for picture in pictures], dim=1)
     rows, columns = (side // PATCH for side in latents.shape[2:])
-    length, tokens = text.shape[1], rows * columns
-    padding = -(length + tokens) % BLOCK
+    length = text.shape[1]
+    drawn, end = length + rows * columns, length + packed.shape[1]
+    padding = -end % BLOCK
 
     moment = network.time_embed(t, dtype=latents.dtype)
-    modulation = network.time_mod_proj(F.gelu(moment, approximate="tanh"))
     words = torch.ones(length, dtype=torch.bool, device=latents.device)
     context = network.txt_in(network.text_fusion(text, attention_mask=_pairs(words)))
-
-    sequence = torch.cat([context, network.img_in(_pack(latents))], dim=1)
+    sequence = torch.cat([context, network.img_in(packed)], dim=1)
     sequence = F.pad(sequence, (0, 0, 0, padding))
-    real = _pairs(F.pad(words.new_ones(length + tokens), (0, padding)))
-    rotary = network.rotary_emb(_positions(length, rows, columns, padding, latents.device))
-    for block in network.transformer_blocks:
-        sequence = block(sequence, modulation, rotary, real)
-    output = network.final_layer(sequence, moment)[:, length : length + tokens]
+    times = [(slice(None), moment)]  # tokens, and the time they are at
+    if end > drawn:  # what is shown is at the end of time, with the padding behind it
+        still = network.time_embed(torch.zeros_like(t), dtype=latents.dtype)
+        times = [(slice(drawn), moment), (slice(drawn, None), still)]
+    modulations = [(tokens, _modulation(network, time)) for tokens, time in times]
+    rotary = network.rotary_emb(_positions(length, pictures, padding))
+    mask = _mask(shown, drawn, end, padding, latents.device)
+    memories = _memories(shown, slice(drawn, end), len(network.transformer_blocks))
+    for block, memory in zip(network.transformer_blocks, memories, strict=True):
+        sequence = block(sequence, modulations, rotary, mask, memory)
+    shown.kept = [memory.kept for memory in memories if memory.kept]
+    output = network.final_layer(sequence, moment)[:, length:drawn]
     return _unpack(output, rows, columns)
+
+
+def _modulation(network: Any, moment: torch.Tensor) -> torch.Tensor:
+    return network.time_mod_proj(F.gelu(moment, approximate="tanh"))
+
+
+def _memories(shown: Shown, tokens: slice, blocks: int) -> list[_Memory]:
+    # one for each block; tokens: where pictures are in the sequence
+    if shown.kept:
+        return [_Memory(kept=pair) for pair in shown.kept]
+    return [_Memory(tokens if shown.apart and shown.latents else None) for _ in range(blocks)]
 
 
 def _pairs(real: torch.Tensor) -> torch.Tensor:
@@ -75,13 +130,28 @@ def _pairs(real: torch.Tensor) -> torch.Tensor:
     return (real[:, None] & real[None, :])[None, None]
 
 
-def _positions(length: int, rows: int, columns: int, padding: int, device: Any) -> torch.Tensor:
-    # (length + rows * columns + padding, 3): (frame, y, x), zero but for the picture
-    y, x = torch.meshgrid(
-        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-    )
-    grid = torch.stack([torch.zeros_like(y), y, x], dim=-1).reshape(-1, 3)
-    return F.pad(grid.float(), (0, 0, length, padding))
+def _mask(shown: Shown, drawn: int, end: int, padding: int, device: Any) -> torch.Tensor:
+    # the same for the whole sequence, in which pictures are from `drawn` to `end`, and for what
+    # is kept of them: (1, 1, L, L + kept)
+    real = F.pad(torch.ones(end, dtype=torch.bool, device=device), (0, padding))
+    mask = _pairs(real)
+    if shown.apart:
+        picture = torch.zeros_like(real)
+        picture[drawn:end] = True
+        mask = mask & (~picture[:, None] | picture[None, :])
+    if shown.kept:
+        kept = shown.kept[0][0].shape[2]
+        mask = torch.cat([mask, real[None, None, :, None].expand(-1, -1, -1, kept)], dim=3)
+    return mask
+
+
+def _positions(length: int, pictures: tuple[torch.Tensor, ...], padding: int) -> torch.Tensor:
+    # (L, 3): (frame, y, x), zero but for the pictures, of which the first is the one drawn
+    grids = []
+    for frame, picture in enumerate(pictures):
+        sides = (torch.arange(side // PATCH, device=picture.device) for side in picture.shape[2:])
+        grids.append(torch.cartesian_prod(torch.tensor([frame], device=picture.device), *sides))
+    return F.pad(torch.cat(grids).float(), (0, 0, length, padding))
 
 
 def _pack(latents: torch.Tensor) -> torch.Tensor:
@@ -100,6 +170,33 @@ def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x.float(), (norm.dim,), weight=scale, eps=norm.eps).to(x.dtype)
 
 
+def _block(
+    block: Any,
+    x: torch.Tensor,  # (1, L, C)
+    modulations: list[tuple[slice, torch.Tensor]],  # of some tokens, (1, 1, 6 * C)
+    rotary: Any,
+    mask: torch.Tensor,
+    memory: _Memory,
+) -> torch.Tensor:
+    table = block.scale_shift_table
+    parts = [(span, (m.unflatten(-1, (6, -1)) + table).unbind(-2)) for span, m in modulations]
+
+    def modulated(x: torch.Tensor, scale: int, shift: int) -> torch.Tensor:
+        return torch.cat([(1 + m[scale]) * x[:, span] + m[shift] for span, m in parts], dim=1)
+
+    def gated(x: torch.Tensor, gate: int) -> torch.Tensor:
+        return torch.cat([m[gate] * x[:, span] for span, m in parts], dim=1)
+
+    seen = block.attn(
+        modulated(block.norm1(x), 0, 1),
+        attention_mask=mask,
+        image_rotary_emb=rotary,
+        memory=memory,
+    )
+    x = x + gated(seen, 2)
+    return x + gated(block.ff(modulated(block.norm2(x), 3, 4)), 5)
+
+
 class _Attention:
     """Attention in the trainer's order of steps, which a Krea2Attention calls."""
 
@@ -109,6 +206,7 @@ class _Attention:
         hidden_states: torch.Tensor,  # (B, L, C)
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Any = None,
+        memory: _Memory | None = None,
     ) -> torch.Tensor:
         from diffusers.models.embeddings import apply_rotary_emb
 
@@ -126,6 +224,8 @@ class _Attention:
         query, key = attn.norm_q(query), attn.norm_k(key)
         if image_rotary_emb is not None:
             query, key = (apply_rotary_emb(x, image_rotary_emb) for x in (query, key))
+        if memory is not None:
+            key, value = memory.recall(key, value)
         with sdpa_kernel(KERNELS, **ORDERED):
             output = F.scaled_dot_product_attention(
                 query,

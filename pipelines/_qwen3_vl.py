@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ._qwen3_vl_vision import look_as_trainer
 from ._text import encoder_config, is_transformers_4
 from ._tiny import TokenizerFiles, fill
 from ._tiny_language import bpe_tokenizer_files, bpe_vocabulary
@@ -20,8 +21,8 @@ LAYERS = 36
 WIDTH = 32
 
 
-def read_qwen3_vl(folder: Path, dtype: torch.dtype) -> Any:
-    """The language model, on the CPU, without the vision tower."""
+def read_qwen3_vl(folder: Path, dtype: torch.dtype, *, seeing: bool = False) -> Any:
+    """The language model, on the CPU, with the vision tower only if it is `seeing`."""
     import transformers
 
     config = encoder_config(folder)
@@ -29,6 +30,8 @@ def read_qwen3_vl(folder: Path, dtype: torch.dtype) -> Any:
     model = build.from_pretrained(
         str(folder), config=config, torch_dtype=dtype, use_safetensors=True
     )
+    if seeing:
+        return look_as_trainer(model)
     getattr(model, "model", model).visual = None
     return model
 
@@ -52,8 +55,11 @@ def qwen3_vl_tokenizer_files() -> TokenizerFiles:
     )
 
 
-def qwen3_vl(seed: int) -> torch.nn.Module:
-    """A Qwen3-VL of as many language layers as the 4B has, 32 wide, and two vision layers."""
+def qwen3_vl(seed: int, deepstack: tuple[int, ...] = (0,)) -> torch.nn.Module:
+    """A Qwen3-VL of as many language layers as the 4B has, 32 wide, and few vision layers.
+
+    deepstack: those of them that language layers are given as well.
+    """
     from transformers import Qwen3VLConfig, Qwen3VLModel
 
     ids = {token: index for index, token in enumerate(bpe_vocabulary(SPECIALS))}
@@ -78,13 +84,13 @@ def qwen3_vl(seed: int) -> torch.nn.Module:
         "eos_token_id": ids["<|im_end|>"],
     }
     vision = {
-        "depth": 2,
+        "depth": len(deepstack) + 1,
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
         "num_heads": 2,
         "out_hidden_size": WIDTH,
         "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0],
+        "deepstack_visual_indexes": list(deepstack),
     }
     config = Qwen3VLConfig(
         text_config=text,

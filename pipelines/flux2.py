@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import ControlImages, Defaults, LoraLayout, ModelSpec
 
 PROMPT_TOKENS = 512
 TOKEN = 16  # px a side
@@ -48,8 +48,10 @@ def render_flux2(context: Any) -> Any:
     """
     import diffusers
 
+    from ._flux2_references import check_references
     from ._render import frames
 
+    check_references(context)
     # never called: it tells offloading what works when
     pipeline_class: Any = getattr(diffusers, context.model.spec.pipeline)
     pipeline = pipeline_class(
@@ -69,7 +71,7 @@ def _denoise(context: Any, pipeline: Any) -> Any:
 
     settings, model, vae = context.settings, context.model, pipeline.vae
     height, width = settings.height // TOKEN, settings.width // TOKEN
-    predict = _prediction(context, pipeline.transformer, (height, width))
+    predict = _prediction(context, pipeline, (height, width))
     levels = noise_levels(height * width, settings.steps)
     levels = levels[int(settings.steps - settings.steps * settings.denoise) :]
     pipeline._num_timesteps = len(levels) - 1
@@ -87,32 +89,35 @@ def _denoise(context: Any, pipeline: Any) -> Any:
     return latents()
 
 
-def _prediction(context: Any, transformer: Any, size: tuple[int, int]) -> Any:
+def _prediction(context: Any, pipeline: Any, size: tuple[int, int]) -> Any:
     # (tokens, time) -> what the network predicts, guided
     import torch
 
-    settings, model = context.settings, context.model
+    from ._flux2_references import reference_tokens
+
+    settings, model, transformer = context.settings, context.model, pipeline.transformer
     scale, guided = settings.guidance_scale, is_guided(model.spec, settings.guidance_scale)
     image_ids = torch.cartesian_prod(
         torch.zeros(1, dtype=torch.int64), *map(torch.arange, size), torch.zeros(1).long()
     )
+    shown, shown_ids = reference_tokens(context, pipeline.vae)
     text = encode_prompt(context, settings.prompt)
     negative = encode_prompt(context, settings.negative_prompt) if guided else None
     text_ids = torch.zeros(text.shape[1], 4, dtype=torch.int64)
     text_ids[:, 3] = torch.arange(text.shape[1])
     fixed = {
-        "img_ids": image_ids.to(model.device),
+        "img_ids": torch.cat([image_ids.to(model.device), shown_ids]),
         "txt_ids": text_ids.to(model.device),
         "guidance": torch.full((1,), scale, dtype=model.dtype, device=model.device),
         "return_dict": False,
     }
 
     def predict(tokens: Any, time: Any) -> Any:
-        given = fixed | {"hidden_states": tokens, "timestep": time}
-        towards = transformer(encoder_hidden_states=text, **given)[0]
+        given = fixed | {"hidden_states": torch.cat([tokens, shown], dim=1), "timestep": time}
+        towards = transformer(encoder_hidden_states=text, **given)[0][:, : tokens.shape[1]]
         if negative is None:
             return towards
-        away = transformer(encoder_hidden_states=negative, **given)[0]
+        away = transformer(encoder_hidden_states=negative, **given)[0][:, : tokens.shape[1]]
         return away + scale * (towards - away)
 
     return predict
@@ -281,6 +286,9 @@ NOTES = (
     "Steps are taken in bf16; diffusers' scheduler takes them in fp32.",
     "Rotary angles are computed in fp32 and queries and keys normalised with one rounding more "
     "than in diffusers, whose projections of queries, keys and values are three matrices for one.",
+    "A control image keeps its size up to a million pixels, then is shrunk (Lanczos) and cut to "
+    "multiples of 16 px; its latents are the VAE's mode. Its tokens are rounded to bf16, also "
+    "beside an fp32 network.",
 )
 FLUX2_DIFFUSERS = ModelSpec(
     id="flux2_diffusers",
@@ -304,6 +312,7 @@ FLUX2_DIFFUSERS = ModelSpec(
     ),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/flux2/flux2_model.py",
     components=("text_encoder", "transformer", "vae"),
+    control_images=ControlImages(0, 3),
     negative_prompt=False,
     notes=(
         "Its text encoder is the repository's, Mistral Small 3.2; the trainer takes 3.1, as "

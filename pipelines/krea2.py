@@ -6,7 +6,9 @@ Upstream: ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/krea2/
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ BEFORE = (
     "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
     "<|im_start|>user\n"
 )
+PLACE = "<|image_pad|>"  # of each token of a picture
 AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 DROPPED = 34  # tokens of BEFORE
 PROMPT_TOKENS = 512  # at most
@@ -31,9 +34,9 @@ SHIFTS = ((256, 0.5), (6400, 1.15))
 
 
 def load_krea2(
-    spec: ModelSpec, source: Path, dtype: Any, folder: Path | None = None
+    spec: ModelSpec, source: Path, dtype: Any, folder: Path | None = None, *, seeing: bool = False
 ) -> dict[str, Any]:
-    """The parts of a checkpoint, without the vision tower that only editing needs.
+    """The parts of a checkpoint, with the vision tower only if it is `seeing`, as editing needs.
 
     source: a folder; or the network in a file of the first release, with the rest in `folder`.
     """
@@ -51,14 +54,18 @@ def load_krea2(
         network = read_network(source, folder / "transformer", dtype)
     return {
         "tokenizer": read_qwen_tokenizer(Path(rest) / "tokenizer"),
-        "text_encoder": read_qwen3_vl(Path(rest) / "text_encoder", dtype),
+        "text_encoder": read_qwen3_vl(Path(rest) / "text_encoder", dtype, seeing=seeing),
         "transformer": compute_as_trainer(network),
         "vae": diffusers.AutoencoderKLQwenImage.from_pretrained(rest, subfolder="vae", **reading),
     }
 
 
-def render_krea2(context: Any) -> Any:
-    """Krea 2 frames, uint8 (1, H, W, 3). Latents and steps are fp32 in every precision."""
+def render_krea2(context: Any, see: Callable[..., Any] | None = None) -> Any:
+    """Krea 2 frames, uint8 (1, H, W, 3). Latents and steps are fp32 in every precision.
+
+    see: (context, pipeline) -> what encodes a prompt, and the network, both shown pictures; its
+    random numbers come before those of the latents.
+    """
     import diffusers
 
     parts = context.model.parts()
@@ -67,11 +74,16 @@ def render_krea2(context: Any) -> Any:
         **parts, scheduler=diffusers.FlowMatchEulerDiscreteScheduler()
     )
     with context.place(pipeline):
-        latents = _denoise(context, pipeline)
+        encode, network = (see or _unseeing)(context, pipeline)
+        latents = _denoise(context, pipeline, encode, network)
         return _decode(pipeline.vae, latents.to(context.model.dtype))
 
 
-def _denoise(context: Any, pipeline: Any) -> Any:
+def _unseeing(context: Any, pipeline: Any) -> tuple[Any, Any]:
+    return partial(encode_krea2, context), pipeline.transformer
+
+
+def _denoise(context: Any, pipeline: Any, encode: Any, network: Any) -> Any:
     # latents (1, 16, H/8, W/8), fp32
     import torch
 
@@ -79,8 +91,8 @@ def _denoise(context: Any, pipeline: Any) -> Any:
 
     settings, model = context.settings, context.model
     guidance = network_guidance(context.profile, settings.guidance_scale)
-    text = encode_krea2(context, settings.prompt)
-    negative = encode_krea2(context, settings.negative_prompt) if guidance > 0 else None
+    text = encode(settings.prompt)
+    negative = encode(settings.negative_prompt) if guidance > 0 else None
     levels = noise_levels(settings.width, settings.height, settings.steps)
     levels = levels[int(settings.steps - settings.steps * settings.denoise) :]
     pipeline._num_timesteps = len(levels) - 1
@@ -89,9 +101,9 @@ def _denoise(context: Any, pipeline: Any) -> Any:
     for index, (level, following) in enumerate(pairwise(levels)):
         given = latents.to(model.dtype)
         t = torch.full((1,), level, dtype=model.dtype, device=model.device)
-        velocity = pipeline.transformer(given, text, t)
+        velocity = network(given, text, t)
         if negative is not None:
-            velocity = velocity + guidance * (velocity - pipeline.transformer(given, negative, t))
+            velocity = velocity + guidance * (velocity - network(given, negative, t))
         latents = latents + (following - level) * velocity.float()
         report(pipeline, index, level, {"latents": latents})
     return latents
@@ -118,23 +130,32 @@ def noise_levels(width: int, height: int, steps: int) -> list[float]:
     return (shift / (shift + (1.0 / even - 1.0))).tolist()
 
 
-def encode_krea2(context: Any, prompt: str) -> Any:
+def encode_krea2(context: Any, prompt: str, sights: Sequence[Any] = ()) -> Any:
     """The hidden states the network is given of a prompt: (1, L, 12, C), nothing padded.
 
+    sights: pictures before it, see _qwen3_vl_vision; then it is not cut.
     Upstream: ostris/ai-toolkit@27a03a91
     extensions_built_in/diffusion_models/krea2/src/text_encoder.py::encode_krea_prompt
     """
     import torch
 
+    from ._qwen3_vl_vision import encoder_inputs
+
     model = context.model
-    tokenizer = model.tokenizers["tokenizer"]
-    asked = tokenizer([BEFORE + prompt], truncation=True, max_length=PROMPT_TOKENS + DROPPED)
+    tokenizer, encoder = model.tokenizers["tokenizer"], model.modules["text_encoder"]
+    limit = {} if sights else {"truncation": True, "max_length": PROMPT_TOKENS + DROPPED}
+    shown = "".join(
+        f"Picture {number}: <|vision_start|>{PLACE * sight.tokens}<|vision_end|>"
+        for number, sight in enumerate(sights, 1)
+    )
+    asked = tokenizer([BEFORE + shown + prompt], **limit)
     ids = torch.tensor([asked.input_ids[0] + tokenizer([AFTER]).input_ids[0]])
     ids = ids.to(model.device)
-    states = model.modules["text_encoder"](
+    states = encoder(
         input_ids=ids,
         attention_mask=torch.ones_like(ids, dtype=torch.bool),
         output_hidden_states=True,
+        **encoder_inputs(encoder, ids, sights),
     ).hidden_states
     return torch.stack([states[index] for index in HIDDEN_STATES], dim=2)[:, DROPPED:]
 
@@ -167,8 +188,10 @@ def _decode(vae: Any, latents: Any) -> Any:
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def build_tiny_krea2(seed: int, layers: int = 2) -> dict[str, Any]:
-    """The parts of a toy Krea 2, real classes."""
+def build_tiny_krea2(
+    seed: int, layers: int = 2, deepstack: tuple[int, ...] = (0,)
+) -> dict[str, Any]:
+    """The parts of a toy Krea 2, real classes. deepstack: see qwen3_vl."""
     from diffusers import Krea2Transformer2DModel
 
     from . import _tiny
@@ -190,7 +213,7 @@ def build_tiny_krea2(seed: int, layers: int = 2) -> dict[str, Any]:
     )
     return {
         "tokenizer": qwen3_vl_tokenizer_files(),
-        "text_encoder": qwen3_vl(seed),
+        "text_encoder": qwen3_vl(seed, deepstack),
         "transformer": _tiny.fill(transformer, seed),
         "vae": tiny_qwen_vae(seed),
         "scheduler": _tiny.scheduler(

@@ -66,6 +66,20 @@ def released(name: str) -> str:
     return PARAMETERS.get(name) or f"{WHOLE[module]}.{leaf}"
 
 
+# the vision side of Qwen/Qwen3-VL-4B-Instruct, as released
+PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+    "processor_class": "Qwen3VLProcessor",
+    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+EDIT = {"edit": True, "match_target_res": True, "kv_cache": True}  # the UI's, of the edit variants
+
+
 def model_settings(job: dict, folder: str) -> dict:
     """The job's `model` section; its files are put under `folder`."""
     checkpoint, network, encoder = Path(job["checkpoint"]), Path(folder, "dit"), Path(folder, "te")
@@ -77,6 +91,7 @@ def model_settings(job: dict, folder: str) -> dict:
     save_file(trainers, network / "raw.safetensors")
     for part in ("tokenizer", "text_encoder"):
         shutil.copytree(checkpoint / part, encoder, dirs_exist_ok=True)
+    (encoder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     config = json.loads((checkpoint / "transformer" / "config.json").read_text())
     sizes = {trainers: config[ours] for trainers, ours in SIZES.items()}
     sizes["features"] = config["attention_head_dim"] * config["num_attention_heads"]
@@ -86,5 +101,6 @@ def model_settings(job: dict, folder: str) -> dict:
             "text_encoder_path": str(encoder),
             "vae_path": str(checkpoint),
             "mmdit_config": sizes,
+            **(EDIT if "o_edit" in job["arch"] else {}),
         },
     }
