@@ -15,12 +15,13 @@ NORMS = ("QwenImageRMS_norm", "WanRMS_norm")  # diffusers has the same layer und
 
 
 @contextmanager
-def norms_of(vae: Any, profile: Profile) -> Iterator[None]:
-    """The VAE's norms computing as the diffusers of this trainer version lets them.
+def norms_of(vae: Any, profile: Profile, change: str = "vae_norm_in_fp32") -> Iterator[None]:
+    """The VAE's norms computing as this trainer version lets them.
 
-    Enter it before a pipeline is offloaded: offloading wraps what it finds.
+    change: the row of core.versions.CHANGES since which they do it in fp32. Enter it before a
+    pipeline is offloaded: offloading wraps what it finds.
     """
-    if profile.has("vae_norm_in_fp32"):
+    if profile.has(change):
         yield
         return
     norms = [module for module in vae.modules() if type(module).__name__ in NORMS]

@@ -30,12 +30,17 @@ def qwen25_vl_tokenizer_files(**config: Any) -> TokenizerFiles:
     )
 
 
-def qwen25_vl_processor_files() -> TokenizerFiles:
-    """Writes a Qwen2.5-VL processor's files: its tokenizer with chat template, its pictures."""
+def qwen25_vl_processor_files(
+    class_name: str = "Qwen2_5_VLProcessor", **config: Any
+) -> TokenizerFiles:
+    """Writes a Qwen2.5-VL processor's files: its tokenizer with chat template, its pictures.
+
+    config: laid over what it says of pictures.
+    """
     tokenizer = qwen25_vl_tokenizer_files(chat_template=CHAT)
     pictures = {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+        "processor_class": class_name,
         "min_pixels": 56 * 56,
         "max_pixels": 28 * 28 * 1280,
         "patch_size": 14,
@@ -43,13 +48,14 @@ def qwen25_vl_processor_files() -> TokenizerFiles:
         "merge_size": 2,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
+        **config,
     }
 
     def write(folder: Path) -> None:
         tokenizer.write(folder)
         write_json(folder / "preprocessor_config.json", pictures)
 
-    return TokenizerFiles("Qwen2_5_VLProcessor", write)
+    return TokenizerFiles(class_name, write)
 
 
 def qwen25_vl(seed: int) -> torch.nn.Module:

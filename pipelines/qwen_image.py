@@ -89,8 +89,8 @@ def _unpack(pipeline: Any, latents: Any, settings: Any) -> Any:
     return pipeline._unpack_latents(latents, settings.height, settings.width, scale)[:, :, 0]
 
 
-def build_tiny_qwen_image(seed: int, layers: int = 2) -> dict[str, Any]:
-    """The parts of a toy Qwen-Image, real classes."""
+def build_tiny_qwen_image(seed: int, layers: int = 2, **config: Any) -> dict[str, Any]:
+    """The parts of a toy Qwen-Image, real classes. config: of the transformer."""
     from diffusers import QwenImageTransformer2DModel
 
     from . import _tiny
@@ -103,6 +103,7 @@ def build_tiny_qwen_image(seed: int, layers: int = 2) -> dict[str, Any]:
         num_attention_heads=2,
         joint_attention_dim=WIDTH,
         axes_dims_rope=(4, 6, 6),
+        **config,
     )
     return {
         "tokenizer": qwen25_vl_tokenizer_files(),
