@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..core.bfl_names import CHROMA, FLUX2
+from ..core.ltx2_names import NETWORK as LTX2
 from ..core.released_names import KREA2
 
 DENOISER = "denoiser"  # the part that is trained: a spec's unet or transformer
@@ -115,18 +116,6 @@ WAN: tuple[Rule, ...] = (
 
 # What the trainer's rules leave of them where `_` stands for the dots: in its old LoKr format.
 WAN_OLD_LOKR = tuple(rule for rule in WAN[:6] if "to_out" not in rule[0])
-
-# LTX-2. Upstream: ostris/ai-toolkit@27a03a91
-# extensions_built_in/diffusion_models/ltx2/convert_ltx2_to_diffusers.py
-LTX2: tuple[Rule, ...] = (
-    (r"^(audio_)?time_embed\b", r"\1adaln_single"),
-    (r"^(audio_)?prompt_adaln\b", r"\1prompt_adaln_single"),
-    (r"^(audio_)?proj_in$", r"\1patchify_proj"),
-    (r"^av_cross_attn_(video|audio)_scale_shift\b", r"av_ca_\1_scale_shift_adaln_single"),
-    (r"^av_cross_attn_video_a2v_gate\b", "av_ca_a2v_gate_adaln_single"),
-    (r"^av_cross_attn_audio_v2a_gate\b", "av_ca_v2a_gate_adaln_single"),
-    (r"\bnorm_([qk])$", r"\1_norm"),
-)
 
 # The trainer renames this one twice.
 LTX2_TWICE: tuple[Rule, ...] = ((r"^audio_prompt_adaln\b", "audio_prompt_adaln_single_single"),)

@@ -23,8 +23,9 @@ from ._text import PINS
 # What a tokenizer's folder has to hold beside its configuration: the files of one of these.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 ENCODERS = ("text_encoder", "mllm")  # how the names of text encoders' folders start
-# Where the parts of a checkpoint may come from; the last is the name of SD's safety checker.
-LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+# Where the parts of a checkpoint may come from; the last two are pipelines of diffusers with parts
+# of their own.
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion", "ltx2")
 # What an index lists beside parts: Krea 2's choice of hidden states.
 SETTINGS = ("text_encoder_select_layers",)
 # How transformers starts a parameter's name, and how released files do.
@@ -35,7 +36,13 @@ INNER_NAMES_OF = {
         ("model.vision_tower.", "vision_tower."),
         ("model.multi_modal_projector.", "multi_modal_projector."),
         ("lm_head.", "language_model.lm_head."),
-    )
+    ),
+    "Gemma3ForConditionalGeneration": (
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+        ("model.vision_tower.", "vision_tower.vision_model."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+    ),
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -89,23 +96,32 @@ def load_model(
             for name, part in parts.items()
             if name.startswith(("tokenizer", "processor"))
         } | _clip_tokenizers(spec, configs or source)
-    folders = {name: source / name for name in spec.components} if configs is None else {}
+    whole_folder = configs is None and source.is_dir()
+    folders = {name: source / name for name in spec.components} if whole_folder else {}
     return LoadedModel(spec, DTYPES[dtype], device, modules, tokenizers, folders)
 
 
 def read_with_file(
-    spec: ModelSpec, source: Path, dtype: torch.dtype, folder: Path | None, denoiser: str
+    spec: ModelSpec,
+    source: Path,
+    dtype: torch.dtype,
+    folder: Path | None,
+    denoiser: str,
+    without: tuple[str, ...] = (),
+    **config: Any,
 ) -> Any:
     """The pipeline of a folder; or of a file with the transformer, and the rest in `folder`.
 
-    denoiser: its class in diffusers, which reads such a file as the trainer has it read.
+    denoiser: its class in diffusers, which reads such a file as the trainer has it read. without:
+    parts that stay None. config: laid over the configuration of a transformer in a file.
     """
     import diffusers
 
     reading: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    reading |= dict.fromkeys(without)
     if folder is not None:
         reading[spec.part_file] = getattr(diffusers, denoiser).from_single_file(
-            str(source), config=str(folder), subfolder=spec.part_file, torch_dtype=dtype
+            str(source), config=str(folder), subfolder=spec.part_file, torch_dtype=dtype, **config
         )
     return getattr(diffusers, spec.pipeline).from_pretrained(str(folder or source), **reading)
 
@@ -243,7 +259,7 @@ def _modules(
             raise CheckpointError(
                 f"{source}: {name} lacks {len(empty)} tensors, e.g. {empty[0]}; download it again"
             )
-        if whole and name.startswith(ENCODERS):
+        if whole and name.startswith((*ENCODERS, "image_encoder")):
             folder = Path(part_path(spec, whole, name))
             if folder == whole / name:
                 _check_all_read(module, folder)
@@ -269,7 +285,7 @@ def _clip_tokenizers(spec: ModelSpec, folder: Path) -> dict[str, Any]:
 
 def _check_all_read(module: torch.nn.Module, folder: Path) -> None:
     # transformers starts from random weights, with no more than a log line, where a file lacks a
-    # tensor or spells it unlike the installed version (CLIP's `text_model.`).
+    # tensor or spells it unlike the installed version (CLIP's `text_model.`, `vision_model.`).
     from safetensors import safe_open
 
     stored: set[str] = set()
@@ -277,11 +293,12 @@ def _check_all_read(module: torch.nn.Module, folder: Path) -> None:
         with safe_open(path, framework="pt") as file:
             stored |= set(file.keys())
     parameters = dict(module.named_parameters())
-    spelled = any(name.startswith("text_model.") for name in parameters)
+    levels = ("text_model.", "vision_model.")
+    spelled = any(name.startswith(levels) for name in parameters)
     missing = []
     for name in parameters:
         names = {name, released_name(name, type(module).__name__), f"model.{name}"}
-        names |= set() if spelled else {f"text_model.{name}"}
+        names |= set() if spelled else {level + name for level in levels}
         tied = {"encoder.embed_tokens.weight", "shared.weight"}
         if not (names | (tied if name in tied else set())) & stored:
             missing.append(name)

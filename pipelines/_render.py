@@ -86,6 +86,11 @@ def frames(image: Any) -> np.ndarray:
     return np.asarray(image.convert("RGB"))[None]
 
 
+def unit_pixels(image: Any) -> torch.Tensor:
+    """An RGB image of PIL as float32 (3, H, W), 0 to 1."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+
+
 def project(latents: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
     """A cheap picture of latents (1, C, h, w), or of the middle one of (1, C, f, h, w).
 
@@ -101,7 +106,8 @@ def project(latents: torch.Tensor, projection: torch.Tensor) -> np.ndarray:
 def scaled_latents(config: Any, latents: torch.Tensor) -> torch.Tensor:
     """Latents (N, C, ...) as the denoiser takes them, from what a VAE encodes to.
 
-    config: the VAE's: a mean and a deviation per channel, or one shift and one scale.
+    config: the VAE's, or the VAE itself: a mean and a deviation per channel, or one shift and one
+    scale.
     """
     if getattr(config, "latents_mean", None) is None:
         shift = getattr(config, "shift_factor", None) or 0.0
@@ -109,7 +115,7 @@ def scaled_latents(config: Any, latents: torch.Tensor) -> torch.Tensor:
         return (latents - shift) * scale
     per_channel = (-1, *(1,) * (latents.dim() - 2))
     mean, std = (
-        torch.tensor(values, device=latents.device, dtype=latents.dtype).view(per_channel)
+        torch.as_tensor(values, device=latents.device, dtype=latents.dtype).view(per_channel)
         for values in (config.latents_mean, config.latents_std)
     )
     return (latents - mean) / std
@@ -126,7 +132,9 @@ def fit_projection(vae: Any, device: torch.device) -> torch.Tensor:
     frames_axis = next(vae.parameters()).dim() == 5  # a VAE of videos; a picture is one frame
     images = images[:, :, None] if frames_axis else images
     latents = vae.encode(images.to(device, vae.dtype)).latent_dist.mode()
-    means = scaled_latents(vae.config, latents.float().cpu()).flatten(2).mean(dim=2)  # (27, C)
+    # some VAEs have their statistics in the checkpoint
+    statistics = vae if "latents_mean" in dict(vae.named_buffers()) else vae.config
+    means = scaled_latents(statistics, latents.float().cpu()).flatten(2).mean(dim=2)  # (27, C)
     design = torch.cat([means, torch.ones(len(means), 1)], dim=1)
     # A little weight on staying small: 27 colours do not pin down 16 channels.
     ridge = 1e-3 * torch.eye(design.shape[1])

@@ -17,6 +17,14 @@ KREA2_FILE = {"transformer": r"txtfusion\.projector\.weight"}
 FLUX2_FILE = {"transformer": r"double_stream_modulation_img\.lin\.weight"}
 Z_IMAGE_FILE = {"transformer": r"layers\.0\.attention\.qkv\.weight"}
 QWEN_IMAGE_FILE = {"transformer": r"transformer_blocks\.0\.img_mod\.1\."}
+QWEN_IMAGE_ENDS = ("", "_2512", "_edit", "_edit_plus", "_edit_plus_2511")
+LTX2_FILE = {
+    "transformer": r"model\.diffusion_model\.patchify_proj\.",
+    "connectors": r"(model\.diffusion_model\.)?(connectors\.)?text_embedding_projection\.",
+    "video VAE": r"vae\.decoder\.",
+    "audio VAE": r"audio_vae\.decoder\.",
+    "vocoder": r"vocoder\.",
+}
 # model id -> what the file must hold, by how its tensors' names start
 PARTS = {
     "sd15": {"UNet": UNET, "VAE": VAE, "text encoder": CLIP},
@@ -29,7 +37,8 @@ PARTS = {
     **dict.fromkeys(("zimage", "zimage_turbo", "zimage_deturbo"), Z_IMAGE_FILE),
     **dict.fromkeys(("flux2", "flux2_klein_4b", "flux2_klein_9b"), FLUX2_FILE),
     "chroma": {"transformer": r"distilled_guidance_layer\.in_proj\.weight"},
-    **dict.fromkeys(("qwen_image", "qwen_image_2512"), QWEN_IMAGE_FILE),
+    **dict.fromkeys((f"qwen_image{end}" for end in QWEN_IMAGE_ENDS), QWEN_IMAGE_FILE),
+    **dict.fromkeys(("ltx2", "ltx2.3"), LTX2_FILE),
     "krea2": KREA2_FILE,
     "krea2_turbo": KREA2_FILE,
 }

@@ -31,6 +31,9 @@ def encoder_config(folder: Path | str) -> Any:
     text = getattr(config, "text_config", config)
     saved_by_5 = getattr(text, "rope_parameters", None)
     if is_transformers_4() and saved_by_5:
+        if "full_attention" in saved_by_5:  # Gemma 3 has two kinds of layers
+            text.rope_local_base_freq = saved_by_5["sliding_attention"]["rope_theta"]
+            saved_by_5 = saved_by_5["full_attention"]
         rope = dict(saved_by_5)
         text.rope_theta = rope.pop("rope_theta", text.rope_theta)
         text.rope_scaling = rope
@@ -98,7 +101,8 @@ def pin_t5_attention(text_encoder: Any) -> None:
     name = "ai_toolkit_inference_t5"
     AttentionInterface.register(name, _t5_attention)
     AttentionMaskInterface.register(name, eager_mask)
-    text_encoder.config._attn_implementation = name
+    for config in (text_encoder.config, text_encoder.encoder.config):  # UMT5's has its own
+        config._attn_implementation = name
 
 
 def _t5_attention(
@@ -159,4 +163,8 @@ def _sdpa_attention(
 
 
 # What a class of transformers computes is made to stay what it was for the trainer.
-PINS = {"T5EncoderModel": pin_t5_attention, "Gemma2Model": pin_gemma2_attention}
+PINS = {
+    "T5EncoderModel": pin_t5_attention,
+    "UMT5EncoderModel": pin_t5_attention,
+    "Gemma2Model": pin_gemma2_attention,
+}

@@ -105,7 +105,7 @@ def canonical_name(name: str, kind: str = "") -> str:
 
     kind: the class of its model.
     """
-    name = released_name(name, kind).removeprefix("text_model.")
+    name = released_name(name, kind).removeprefix("text_model.").removeprefix("vision_model.")
     return "shared.weight" if name == "encoder.embed_tokens.weight" else name
 
 
@@ -280,8 +280,8 @@ def t5_vocabulary() -> list[tuple[str, float]]:
     return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -6.0), *words, *letters]
 
 
-def t5_tokenizer_files() -> TokenizerFiles:
-    """Writes a T5 tokenizer's files as released ones have them (tokenizer.json)."""
+def t5_tokenizer() -> Any:
+    """A T5 tokenizer of the library tokenizers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.Unigram(t5_vocabulary(), unk_id=2))
@@ -294,6 +294,15 @@ def t5_tokenizer_files() -> TokenizerFiles:
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    return tokenizer
+
+
+def t5_tokenizer_files(tokenizer: Any = None) -> TokenizerFiles:
+    """Writes a T5 tokenizer's files as released ones have them (tokenizer.json).
+
+    tokenizer: one of the library tokenizers, if not the plain one.
+    """
+    tokenizer = tokenizer or t5_tokenizer()
     specials = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     config = {
         **specials,
@@ -336,11 +345,13 @@ def _write_part(part: Any, folder: Path) -> list[str]:
     if isinstance(part, TokenizerFiles):
         part.write(folder)
         return ["transformers", part.class_name]
-    library, *_, file = type(part).__module__.split(".")
+    library, *folders, file = type(part).__module__.split(".")
     if library == "transformers":
         _write_text_encoder(part, folder)
     else:
         part.save_pretrained(folder)
+    if folders[:1] == ["pipelines"]:  # a part that only one pipeline has
+        library = folders[1]
     return [file if library == VENDORED else library, type(part).__name__]
 
 
@@ -355,6 +366,7 @@ def _write_text_encoder(module: Any, folder: Path) -> None:
     config["architectures"] = [WITH_HEAD.get(kind, kind)]
     write_json(folder / "config.json", _with_released_rope(config))
     prefix = "text_model." if kind.startswith("CLIP") else "model." if kind in WITH_HEAD else ""
+    prefix = "vision_model." if kind == "CLIPVisionModel" else prefix
     tensors = {}
     for name, parameter in module.named_parameters():
         name = canonical_name(name, kind)
@@ -370,6 +382,9 @@ def _with_released_rope(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in config.items()
     }
     rope = released.pop("rope_parameters", None)
+    if rope and "full_attention" in rope:  # Gemma 3 has two kinds of layers
+        released["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     if rope and "rope_theta" in rope:
         released["rope_theta"] = rope.pop("rope_theta")
         plain = rope in ({"rope_type": "default"}, {"rope_type": "axial"})  # 5.23 names Pixtral's

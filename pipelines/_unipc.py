@@ -1,4 +1,4 @@
-"""UniPC for flow models as HiDream is sampled: order 2, B(h) = e^h - 1, predicting x0.
+"""UniPC for flow models as HiDream and Wan are sampled: order 2, B(h) = e^h - 1, predicting x0.
 
 diffusers has the same method but keeps its noise levels on the device, where a GPU rounds them to
 the latents' precision, and starts from another one.
@@ -43,9 +43,13 @@ class FlowUniPC:
         self.shift = shift
         self.skipped = skipped
 
+    def noise_levels(self, steps: int) -> np.ndarray:
+        """The noise levels of the steps, float64 (steps,), falling."""
+        return unipc_sigmas(steps, self.shift)
+
     def set_timesteps(self, num_inference_steps: int, device: Any = None, **_: Any) -> None:
         """Starts a run."""
-        sigmas = unipc_sigmas(num_inference_steps, self.shift)[self.skipped :]
+        sigmas = self.noise_levels(num_inference_steps)[self.skipped :]
         self.timesteps = torch.from_numpy(unipc_timesteps(sigmas)).to(device)
         # on the CPU, so that products with latents of another precision round once
         self.sigmas = torch.from_numpy(np.append(sigmas, 0.0).astype(np.float32))
