@@ -108,6 +108,7 @@ def ask() -> Callable[..., Any]:
     from ai_toolkit_inference.core.requests import AdapterRef, Recipe
 
     needed = {spec.id: spec.control_images.required for spec in list_models()}
+    clips = {spec.id for spec in list_models() if spec.task == "video"}
     picture = Image.linear_gradient("L").convert("RGB")
 
     def ask(
@@ -121,6 +122,7 @@ def ask() -> Callable[..., Any]:
         refs = tuple(AdapterRef(str(path), multiplier) for path, multiplier in adapters)
         recipe = Recipe(model, str(weights), dtype, adapters=refs, mode=mode)
         small = {"prompt": "a photo of cat", "width": 64, "height": 64, "steps": 2}
+        small |= {"num_frames": 5} if model in clips else {}
         pictures = (picture,) * needed.get(model, 0)
         return SampleRequest(recipe, **(small | {"control_images": pictures} | fields))
 

@@ -23,10 +23,12 @@ MODELS = (
     "flux_schnell",
     "flex1",
     "flex2",
+    "flux_kontext",
     "lumina2",
     "qwen_image",
     "zimage",
     "hidream",
+    "hidream_e1",
     "omnigen2",
     "chroma",
     "flux2",
@@ -34,9 +36,12 @@ MODELS = (
 VERSIONS = ("0.7.19", "0.12.26")
 PAIRS = list(product(MODELS, MODELS))
 SAME_LAYERS = {
-    name: names for names in (("flux", "flux_schnell"), ("flex1", "flex2")) for name in names
+    name: names
+    for names in (("flux", "flux_schnell"), ("flex1", "flex2"), ("hidream", "hidream_e1"))
+    for name in names
 } | {"chroma": ("chroma", "flux", "flux_schnell")}  # FLUX.1 without its modulation
-FLUX = {"flux", "flux_schnell", "flex1", "flex2", "chroma"}
+FLUX = {"flux", "flux_schnell", "flex1", "flex2", "flux_kontext", "chroma"}
+HIDREAM = {"hidream", "hidream_e1"}
 # so that a file for their tiny weights looks like none
 TOLD_BY_WIDTH = ("lumina2", "zimage", "omnigen2", "chroma", "flux2")
 
@@ -51,7 +56,7 @@ def test_a_file_binds_every_layer_to_a_module_of_its_own(trained_lora, load, mod
     assert len(layers) == sum("lora_down" in key or "lora_A" in key for key in keys) > 10
     assert len({id(layer.module) for layer in layers}) == len(layers)
     components = {layer.path.split(".")[0] for layer in layers}
-    encoders = {"sd15": 1, "sdxl": 2, "flux": 1, "flex2": 1}.get(model, 0)
+    encoders = {"sd15": 1, "sdxl": 2, "flux": 1, "flex2": 1, "flux_kontext": 1}.get(model, 0)
     assert len(components) == 1 + encoders
 
 
@@ -84,7 +89,7 @@ def test_a_file_fits_no_other_model(trained_lora, load, file, model, version):
 )
 def test_a_file_of_another_family_is_refused_without_weights(trained_lora, file, model):
     adapter, spec = read_adapter(trained_lora(file)), get_model(model)
-    if file == model or {file, model} <= FLUX:
+    if file == model or {file, model} <= FLUX or {file, model} <= HIDREAM:
         check_layout(adapter, spec)
     else:
         with pytest.raises(AdapterError, match=f"does not fit {model}: [1-9][0-9]* of "):

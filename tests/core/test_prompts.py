@@ -213,7 +213,7 @@ def test_sides_are_floored_to_8_lifted_to_64_floored_to_the_grid(
 
 @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.id)
 def test_what_is_left_open_is_the_models_default(settings, spec):
-    found = settings("a cat", spec, width=0, height=0, steps=0)
+    found = settings("a cat", spec, width=0, height=0, steps=0, num_frames=0)
     for name, value in vars(spec.defaults).items():
         assert getattr(found, name) == value
     assert found.multiplier is None  # each adapter keeps its own

@@ -25,6 +25,7 @@ from typing import Any
 
 import layer_goldens
 import numpy as np
+import sounds
 from arithmetic import bf16_arithmetic
 from filelock import FileLock
 from PIL import Image
@@ -32,10 +33,12 @@ from rows import (
     GOLDENS,
     PROMPTS,
     SAMPLE,
+    SIDES,
     TRIGGER,
     Row,
     all_rows,
     control_images,
+    expert_suffix,
     job,
     kind_of,
     lora_file,
@@ -74,14 +77,6 @@ def compare(ours: bytes, theirs: bytes) -> Difference:
     return Difference(ours == theirs, int((off > 0).sum()), int(off.max()), float(off.mean()))
 
 
-def render(engine: Engine, row: Row, profile: str) -> list[bytes]:
-    """The row's samples, rendered by the engine and written as PNG files.
-
-    Of a clip, the frames one below the other.
-    """
-    return [as_png(draw(engine, row, profile, sample)) for sample in row.samples()]
-
-
 def as_png(result: SampleResult) -> bytes:
     """A sample as the PNG file that users get; of a clip, its frames one below the other."""
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +97,8 @@ def draw(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> Samp
     """One of the row's samples, rendered by the engine."""
     settings = SAMPLE | row.model.sample | sample
     adapters = tuple(
-        AdapterRef(str(path), multiplier) for path, multiplier in row.adapters(profile, sample)
+        AdapterRef(files[0], multiplier, *files[1:])
+        for files, multiplier in row.adapters(profile, sample)
     )
     request = SampleRequest(
         recipe=Recipe(
@@ -173,21 +169,26 @@ def run_trainer(jobs: list[dict[str, Any]], out: Path, *flags: str, device: str 
 def trainer_pictures(rows: list[Row], profile: str, out: Path, device: str) -> tuple[Any, Any]:
     """The trainer's PNG files: {row id: [bytes]}, and what it said of its environment.
 
-    The animations it wrote stay in `out`, see trainer_animations.
+    The animations it wrote and its sounds stay in `out`, see trainer_animations.
     """
     jobs = [job(row, profile, tiny_folder(get_model(row.model.id))) for row in rows]
     result = run_trainer(jobs, out, device=device)
     pictures = {}
     for row, entry in zip(rows, result["jobs"].values(), strict=True):
         _check_case(row, entry)
-        folder = out / row.id.replace(".", "_")
+        folder = row_folder(row, out)
         pictures[row.id] = [(folder / f"{n}.png").read_bytes() for n in range(len(row.samples()))]
     return pictures, {key: value for key, value in result.items() if key != "jobs"}
 
 
+def row_folder(row: Row, out: Path) -> Path:
+    """Where trainer_pictures leaves the files of a row."""
+    return out / row.id.replace(".", "_")
+
+
 def trainer_animations(row: Row, out: Path) -> list[bytes]:
     """The animated webp files that trainer_pictures left of a row; none if it draws pictures."""
-    files = sorted((out / row.id.replace(".", "_")).glob("*.webp"))
+    files = sorted(row_folder(row, out).glob("*.webp"))
     return [file.read_bytes() for file in files]
 
 
@@ -218,11 +219,16 @@ def write_loras(pattern: str) -> None:
         jobs.append(given | {"name": row.case, "fill": kind_of(model, kind).fill})
     with tempfile.TemporaryDirectory() as folder:
         run_trainer(jobs, Path(folder), "--write-lora")
-        for path, given in zip(targets, jobs, strict=True):
-            written = Path(folder) / f"{given['name']}.safetensors"
-            if not _same_tensors(path, written):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(written.read_bytes())
+        for (path, (model, _)), given in zip(targets.items(), jobs, strict=True):
+            for end in map(expert_suffix, SIDES if model.pair else [""]):
+                written = Path(folder) / f"{given['name']}{end}.safetensors"
+                _keep(written, path.with_name(f"{path.stem}{end}.safetensors"))
+
+
+def _keep(written: Path, path: Path) -> None:
+    if not _same_tensors(path, written):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(written.read_bytes())
 
 
 def _same_tensors(path: Path, other: Path) -> bool:
@@ -254,8 +260,15 @@ def golden(profile: str, row: Row) -> list[bytes]:
     return [(GOLDENS / "images" / name).read_bytes() for name in names]
 
 
-def store_goldens(profile: str, pictures: dict[str, list[bytes]], trainer: Any) -> None:
-    """Keeps the trainer's pictures by content, and a manifest of what drew them.
+def golden_sounds(profile: str, row: Row) -> sounds.Sounds:
+    """The stored sounds of a row's clips."""
+    return sounds.read(load_json(MANIFEST)[profile].get("sounds", {}).get(row.id, {}))
+
+
+def store_goldens(
+    profile: str, pictures: dict[str, list[bytes]], heard: dict[str, sounds.Sounds], trainer: Any
+) -> None:
+    """Keeps the trainer's pictures and sounds by content, and a manifest of what drew them.
 
     Rows that were not drawn this time stay as they are, unless there is no such row any more.
     """
@@ -263,8 +276,8 @@ def store_goldens(profile: str, pictures: dict[str, list[bytes]], trainer: Any) 
     folder.mkdir(parents=True, exist_ok=True)
     manifest = load_json(MANIFEST)
     known = {row.id for row in all_rows(profile)}
-    before = manifest.get(profile, {}).get("rows", {})
-    rows = {row_id: names for row_id, names in before.items() if row_id in known}
+    before = manifest.get(profile, {})
+    rows = {row_id: names for row_id, names in before.get("rows", {}).items() if row_id in known}
     for row_id, files in sorted(pictures.items()):
         rows[row_id] = [f"{hashlib.sha256(png).hexdigest()[:16]}.png" for png in files]
         for name, png in zip(rows[row_id], files, strict=True):
@@ -274,8 +287,10 @@ def store_goldens(profile: str, pictures: dict[str, list[bytes]], trainer: Any) 
         "bf16_arithmetic": bf16_arithmetic(),
         "settings": {"sample": SAMPLE, "prompts": PROMPTS, "trigger_word": TRIGGER},
         "rows": rows,
+        "sounds": sounds.write_rows(heard, before.get("sounds", {}), known),
     }
     _write_json(MANIFEST, manifest)
+    sounds.remove_unused(manifest)
     used = {
         name for entry in manifest.values() for names in entry["rows"].values() for name in names
     }
@@ -318,6 +333,7 @@ def run_comparison(store: bool, device: str, pattern: str) -> int:
         out = Path(folder)
         pictures, trainer = trainer_pictures(rows, profile, out, device)
         differences = {row.id: compare_row(engine, row, profile, pictures, out) for row in rows}
+        heard = {row.id: sounds.of_trainer(row_folder(row, out)) for row in rows}
     for row_id, offs in differences.items():
         verdict = [
             "exact" if off.same_file else f"most {off.most} mean {off.mean:.3f}" for off in offs
@@ -326,7 +342,7 @@ def run_comparison(store: bool, device: str, pattern: str) -> int:
     if store:
         with FileLock(Path(tempfile.gettempdir()) / "aitk-goldens.lock"):
             if device == "cpu":
-                store_goldens(profile, pictures, trainer)
+                store_goldens(profile, pictures, heard, trainer)
             store_results(profile, differences, device)
     return 0 if all(off.same_file for offs in differences.values() for off in offs) else 1
 
@@ -334,7 +350,7 @@ def run_comparison(store: bool, device: str, pattern: str) -> int:
 def compare_row(
     engine: Engine, row: Row, profile: str, pictures: dict[str, list[bytes]], out: Path
 ) -> list[Difference]:
-    """How each sample of a row differs from the trainer's, and from its animation of a clip.
+    """How each sample of a row differs from the trainer's; a clip in its animation or sound, too.
 
     pictures, out: what trainer_pictures gave and was given.
     """
@@ -342,6 +358,8 @@ def compare_row(
     offs = [compare(as_png(x), png) for x, png in zip(samples, pictures[row.id], strict=True)]
     animations = trainer_animations(row, out)
     if animations and [as_animation(sample) for sample in samples] != animations:
+        offs = [replace(off, same_file=False) for off in offs]
+    if not sounds.are_equal(sounds.of_samples(samples), sounds.of_trainer(row_folder(row, out))):
         offs = [replace(off, same_file=False) for off in offs]
     return offs
 

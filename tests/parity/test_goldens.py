@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from harness import bf16_arithmetic, compare, golden, load_json, render
+import sounds
+from harness import (
+    as_png,
+    bf16_arithmetic,
+    compare,
+    draw,
+    golden,
+    golden_sounds,
+    load_json,
+)
 from rows import GOLDENS, KINDS, PROFILES, Row, all_rows
 
 from ai_toolkit_inference import Engine, list_models
@@ -22,10 +31,11 @@ def test_pixels_are_the_trainers(cpu: Engine, row: Row, profile: str) -> None:
     stored = load_json(GOLDENS / "manifest.json")[profile]["bf16_arithmetic"]
     if row.dtype == "bf16" and bf16_arithmetic() != stored:
         pytest.skip("this processor's bf16 kernels round otherwise than those of the goldens")
-    drawn = render(cpu, row, profile)
-    for ours, theirs in zip(drawn, golden(profile, row), strict=True):
+    samples = [draw(cpu, row, profile, sample) for sample in row.samples()]
+    for sample, theirs in zip(samples, golden(profile, row), strict=True):
         # kernels of other processors may put a stored fp32 picture a level off
-        assert compare(ours, theirs).most <= 1
+        assert compare(as_png(sample), theirs).most <= 1
+    assert sounds.are_close(sounds.of_samples(samples), golden_sounds(profile, row))
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -117,9 +117,16 @@ def observe(network, lora: str | None) -> dict:
     return facts
 
 
+def loaded(network, lora: str) -> dict:
+    """The file's tensors; of a model that splits its files, those of both."""
+    model = network.base_model_ref() if network.base_model_ref is not None else None
+    read = getattr(model, "load_lora", importlib.import_module("safetensors.torch").load_file)
+    return read(lora)
+
+
 def not_loaded(network, lora: str) -> list[str]:
     """Keys of the file that the network does not have, or has with another value."""
-    given = importlib.import_module("safetensors.torch").load_file(lora)
+    given = loaded(network, lora)
     own = network.get_state_dict(dtype=next(iter(given.values())).dtype)
     # alpha is loaded into a buffer that no arithmetic reads; that of a full LoKr overflows fp16
     return sorted(

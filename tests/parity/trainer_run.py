@@ -12,15 +12,15 @@ JOBS.json: {"device": "cpu"|"cuda", "jobs": [JOB, ...]}. JOB: name, arch, checkp
 lora (file), sampler, trigger_word, and network, model, train, sample, save: mappings laid over the
 defaults of `job_config`. `network: null` trains the whole model instead of a network. `live: true`
 keeps the trainer from merging, as if the model were quantized; second: {"network", "lora",
-"multiplier"} puts another network around the job's own. For --write-lora: fill {"seed": int,
-"down": float, "up": float}.
+"multiplier"} puts another network around the job's own. `cached: true` has prompts encoded before
+training. For --write-lora: fill {"seed": int, "down": float, "up": float}.
 
 A job without lora has the network a job has before its first step: up weights all zero. Equal
 multipliers in all samples make the trainer merge, different ones make it hook. The sample list is
 drawn once, by the sampling after the (empty) training loop.
 
 OUT_DIR/<job>/<index>.<ext> are the bytes the trainer wrote, of a clip also <index>.png, its frames
-one below the other; OUT_DIR/<job>.safetensors its LoRA,
+one below the other, and <index>.npy, its sound; OUT_DIR/<job>.safetensors its LoRA,
 OUT_DIR/result.json what was observed, OUT_DIR/trainer.log its output. Exit code 1 if a job failed.
 """
 
@@ -42,6 +42,7 @@ import traceback
 from collections import OrderedDict
 from pathlib import Path
 
+import trainer_ltx2
 import trainer_networks
 import trainer_shims
 import trainer_small
@@ -199,6 +200,8 @@ def draw(job: dict, out: Path, watcher: Watcher) -> dict:
     shutil.rmtree(folder, ignore_errors=True)
 
     def prepare(process):
+        if job.get("cached") and not process.train_config.unload_text_encoder:
+            process.is_caching_text_embeddings = True  # as a dataset of it would say
         sample = process.sample
 
         def arranged_sample(*args, **kwargs):
@@ -218,7 +221,8 @@ def draw(job: dict, out: Path, watcher: Watcher) -> dict:
 def write_lora(job: dict, out: Path, _watcher: Watcher) -> dict:
     """The job's entry of result.json; OUT_DIR/<job>.safetensors is its network, seeded values.
 
-    The trainer's own `save` writes the file, so keys, dtype and metadata are the real ones.
+    Of a model with two experts these are two files. The trainer's own `save` writes them, so keys,
+    dtype and metadata are the real ones.
     """
     facts: dict = {}
 
@@ -229,14 +233,15 @@ def write_lora(job: dict, out: Path, _watcher: Watcher) -> dict:
             trainer_networks.fill(process.network, **(trainer_networks.FILL | job.get("fill", {})))
             facts.update(observe(process))
             save(step)
-            shutil.copyfile(Path(process.save_root) / name, out / name)
+            for file in Path(process.save_root).glob(f"{job['name']}*.safetensors"):
+                files[file.name] = Path(shutil.copyfile(file, out / file.name))
 
         process.save = filled_save
 
-    name = f"{job['name']}.safetensors"
+    files: dict[str, Path] = {}
     quiet = job.get("train", {}) | {"disable_sampling": True}
     run_job(job | {"train": quiet}, prepare)
-    return facts | {"file": name} | describe_file(out / name)
+    return facts | {"files": {name: describe_file(file) for name, file in files.items()}}
 
 
 def describe_file(path: Path) -> dict:
@@ -296,6 +301,7 @@ def run_all(plan: dict, out: Path, work) -> bool:
             fresh = FreshProcess()
             watcher = Watcher(fresh)
             load_trainer(finder)
+            trainer_ltx2.watch(watcher)
         result = {"jobs": {}}
         for job in plan["jobs"]:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):

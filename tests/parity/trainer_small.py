@@ -10,20 +10,30 @@ from pathlib import Path
 
 import trainer_bfl
 import trainer_krea2
+import trainer_ltx2
+import trainer_qwen
 
+WAN22 = "extensions_built_in.diffusion_models.wan22"
 HIDREAM = "extensions_built_in.diffusion_models.hidream.src.pipelines.hidream_image"
 
 
 def model_settings(job: dict, folder: str) -> dict:
     """What a job's `model` section needs beyond the checkpoint; files are put under `folder`.
 
-    HiDream's Llama and its tokenizer lie in one folder of their own.
+    HiDream's Llama and its tokenizer lie in one folder of their own. The VAE of Wan 2.2 14B is
+    taken from a repository, whatever the checkpoint has.
     """
     if job["arch"].startswith("krea2"):
         return trainer_krea2.model_settings(job, folder)
+    if job["arch"].startswith("ltx2"):
+        return trainer_ltx2.model_settings(job, folder)
     if job["arch"].startswith(("flux2", "chroma")):
         return trainer_bfl.model_settings(job, folder)
-    if job["arch"] != "hidream":
+    if job["arch"].startswith("wan22_14b"):
+        module = importlib.import_module(f"{WAN22}.wan22_14b_model")
+        module.Wan2214bModel._wan_vae_path = str(Path(job["checkpoint"], "vae"))
+        return {}
+    if job["arch"] not in ("hidream", "hidream_e1"):
         return {}
     llama = Path(folder, "llama")
     for part in ("text_encoder_4", "tokenizer_4"):
@@ -32,7 +42,11 @@ def model_settings(job: dict, folder: str) -> dict:
 
 
 def sample_small() -> None:
-    """Give HiDream's samples the area that the network was made for, where that is smaller."""
+    """Give HiDream's samples the area that the network was made for, where that is smaller.
+
+    And the control images of Qwen-Image-Edit, see trainer_qwen.
+    """
+    trainer_qwen.reference_small()
     module = importlib.import_module(f"{HIDREAM}.pipeline_hidream_image")
     pipeline = module.HiDreamImagePipeline
     build = pipeline.__init__

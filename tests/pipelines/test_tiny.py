@@ -19,6 +19,7 @@ from ai_toolkit_inference.pipelines._tiny import WITH_HEAD, write_tiny
 # To renew after a change that is meant (and then raise TINY_FORMAT): run this file as a script.
 GOLDEN = Path(__file__).with_name("tiny.json")
 IDS = [spec.id for spec in list_models()]
+OWN = {"connectors": "ltx2", "vocoder": "ltx2"}  # parts of one pipeline of diffusers
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -87,10 +88,10 @@ def test_the_layout_is_the_hubs(written):
     assert parts > set(spec.components)
     for name in spec.components:
         files = {path.name for path in (folder / name).iterdir()}
-        encoder = name.startswith(ENCODERS)
+        encoder = name.startswith((*ENCODERS, "image_encoder"))
         stem = "model" if encoder else "diffusion_pytorch_model"
         assert files == {"config.json", f"{stem}.safetensors"}
-        library = "transformers" if encoder else "diffusers"
+        library = OWN.get(name, "transformers" if encoder else "diffusers")
         if spec.network and name in spec.lora.denoisers:
             library = spec.network.split(".")[-1]
         config = json.loads((folder / name / "config.json").read_text())
