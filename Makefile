@@ -6,6 +6,8 @@ VENV = .venv
 PY = $(VENV)/bin/python
 INSTALL = -m pip install --quiet --disable-pip-version-check
 ARGS =
+# Two processes; a file's tests stay together, as they share models.
+PYTEST = -m pytest -ra -n 2 --dist loadfile
 # What has to hold with every supported pair of diffusers and transformers.
 MATRIX = tests -m "not comfy and not browser"
 MATRIX_VENVS = .venv-t4 .venv-t523
@@ -24,10 +26,10 @@ demo: $(VENV)/.pack
 	$(PY) scripts/demo.py $(ARGS)
 
 test: $(VENV)/.pack
-	$(PY) -m pytest -ra $(ARGS)
+	$(PY) $(PYTEST) $(ARGS)
 
 test-matrix: .venv-t4/.libraries .venv-t523/.libraries
-	for venv in $(MATRIX_VENVS); do $$venv/bin/python -m pytest -ra $(MATRIX) $(ARGS) || exit 1; done
+	for venv in $(MATRIX_VENVS); do $$venv/bin/python $(PYTEST) $(MATRIX) $(ARGS) || exit 1; done
 
 parity: $(VENV)/.pack
 	$(PY) -m pytest -ra tests/parity $(ARGS)

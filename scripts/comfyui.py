@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,7 +107,7 @@ def start_server(
     tree = find_tree()
     port = _usable_port(port)
     python = python or os.environ.get("COMFYUI_PYTHON") or sys.executable
-    _prepare_base(base, pack, pack_name)
+    _prepare_base(base, tree, pack, pack_name)
     command = _command(python, base, port, device, extra_args)
     log = base / "comfyui.log"
     with log.open("wb") as stream:
@@ -207,9 +208,12 @@ def _usable_port(port: int) -> int:
         return probe.getsockname()[1]
 
 
-def _prepare_base(base: Path, pack: Path | None, pack_name: str) -> None:
+def _prepare_base(base: Path, tree: Path, pack: Path | None, pack_name: str) -> None:
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir(parents=True, exist_ok=True)
+    for picture in (tree / "input").glob("*.png"):  # workflows find ComfyUI's own picture
+        if not (base / "input" / picture.name).exists():
+            shutil.copy(picture, base / "input")
     link = base / "custom_nodes" / pack_name
     if link.is_symlink():
         link.unlink()
