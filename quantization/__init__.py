@@ -1,0 +1,1 @@
+"""Weights in fewer bits, held and multiplied as the trainer does it."""
