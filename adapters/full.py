@@ -118,10 +118,12 @@ class LiveDiff(LiveLayer):
         own = dict(parameters)
         try:
             for name, diff in (("weight", self.diff), ("bias", self.diff_b)):
-                if diff is not None:
-                    parameters[name] = self._sum(own[name], diff)  # type: ignore[assignment]
+                if diff is not None:  # a quantized weight is no parameter
+                    base = own.get(name, getattr(self.module, name))
+                    parameters[name] = self._sum(base, diff)  # type: ignore[assignment]
             return self.inner(x, *args, **kwargs)
         finally:
+            parameters.clear()
             parameters.update(own)
 
     def _sum(self, base: Any, diff: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,12 @@ class Layer(ABC):
 
 
 class LiveLayer(ABC):
-    """Takes the place of a module's forward; the multiplier can be changed at any time."""
+    """Takes the place of a module's forward; the multiplier can be changed at any time.
+
+    of_base: it belongs to the base, below all adapters.
+    """
+
+    of_base = False
 
     def __init__(self, module: torch.nn.Module, multiplier: float) -> None:
         self.module = module
@@ -105,7 +110,7 @@ class LiveLayer(ABC):
 
     def set_multiplier(self, multiplier: float) -> None:
         """Makes it act with another multiplier from the next forward on."""
-        self.multiplier = torch.tensor((multiplier,), device=self.multiplier.device)
+        self.multiplier = torch.full_like(self.multiplier, multiplier)
 
     def hold(self, **tensors: Any) -> None:
         """Keeps tensors as attributes that follow the input from device to device."""

@@ -133,7 +133,7 @@ class LiveWholeLokr(LiveLayer):
 
     def __init__(self, layer: LokrLayer, module: torch.nn.Module, multiplier: float) -> None:
         super().__init__(module, multiplier)
-        if isinstance(self.inner, LiveLayer):
+        if isinstance(self.inner, LiveLayer) and not self.inner.of_base:
             raise AdapterError(
                 f"{layer.name}: a live LoKr of this kind takes the place of its module, so the "
                 "adapter below it would be lost; put the LoKr first, or use mode merged"

@@ -62,24 +62,34 @@ class LoraLayer(Layer):
 
 
 class LiveLora(LiveLayer):
-    """Computed in fp32 beside the module, rounded once, added in the module's dtype."""
+    """Computed beside the module, rounded once, added in the module's dtype.
+
+    dtype: of the sums; the trainer's for what it trains is fp32.
+    """
 
     down: torch.Tensor
     up: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, layer: LoraLayer, module: torch.nn.Module, multiplier: float) -> None:
+    def __init__(
+        self,
+        layer: LoraLayer,
+        module: torch.nn.Module,
+        multiplier: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(module, multiplier)
+        self.multiplier = self.multiplier.to(dtype)
         scale = torch.tensor(layer.scale)
-        self.hold(down=layer.down.float(), up=layer.up.float(), scale=scale)
+        self.hold(down=layer.down.to(dtype), up=layer.up.to(dtype), scale=scale)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         output = self.inner(x, *args, **kwargs)
         return output + self.delta(x).to(output.dtype)
 
     def delta(self, x: torch.Tensor) -> torch.Tensor:
-        """What is added, in fp32."""
-        x, module = x.float(), self.module
+        """What is added, in the dtype of the sums."""
+        x, module = x.to(self.down.dtype), self.module
         if isinstance(module, torch.nn.Conv2d):
             where: Any = (module.stride, module.padding)
             hidden = conv2d(x, self.down, None, *where)

@@ -116,17 +116,27 @@ def read_adapter(path: str | Path) -> Adapter:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a .safetensors file, from its header alone.
+    """The metadata of a .safetensors file, from its header alone; raises as read_header does."""
+    return read_header(path)[0]
 
-    Raises AdapterError if it is missing, no such file, or cut off.
+
+def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """The metadata of a .safetensors file, and its tensors' shapes by their keys.
+
+    Only the header is read. Raises AdapterError if the file is missing, no such file, or cut off.
     """
     path = Path(path)
     try:
         _refuse_other_files(path)
         with path.open("rb") as opened:
-            return _header(path, opened).pop("__metadata__", None) or {}
+            header = _header(path, opened)
     except OSError as error:
         raise AdapterError(f"{path} could not be read: {error.strerror or error}") from error
+    metadata = header.pop("__metadata__", None) or {}
+    try:
+        return metadata, {key: tuple(entry["shape"]) for key, entry in header.items()}
+    except (KeyError, TypeError) as error:
+        raise _incomplete(path, error) from error
 
 
 def _read_bytes(file: Path) -> tuple[dict[str, str], bytes]:

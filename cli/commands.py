@@ -180,10 +180,16 @@ def _request(options: argparse.Namespace) -> SampleRequest:
         weights=options.weights,
         dtype=options.dtype,
         quantize=options.quantize,
+        quantize_te=options.quantize_te,
+        layer_offloading=options.layer_offloading,
         trainer_version=options.trainer_version,
         offload=options.offload,
         adapters=_adapters(options),
         mode=options.mode,
+        low_vram=options.low_vram,
+        assistant_lora_path=options.assistant_lora,
+        inference_lora_path=options.inference_lora,
+        lora_path=options.base_lora,
     )
     return SampleRequest(
         recipe=recipe,
@@ -202,7 +208,15 @@ def _request(options: argparse.Namespace) -> SampleRequest:
         control_images=tuple(map(read_control_image, options.control_image)),
         control_index=options.control_index,
         doubled_control=options.doubled_control,
+        switches=tuple(map(_switch, options.switch)),
     )
+
+
+def _switch(text: str) -> tuple[str, bool]:
+    name, _, value = text.partition("=")
+    if value not in ("on", "off"):
+        raise InvalidInputError(f"--switch {text}: write NAME=on or NAME=off")
+    return name, value == "on"
 
 
 def _adapters(options: argparse.Namespace) -> tuple[AdapterRef, ...]:

@@ -41,7 +41,7 @@ def job_render(options: argparse.Namespace) -> dict[str, Any]:
 
 def job_compare(options: argparse.Namespace) -> dict[str, Any]:
     """Draws the samples of a step, and says whether they are the trainer's."""
-    from ..jobs.job import read_job
+    from ..jobs.job import LATEST, read_job
     from ..jobs.render import render
     from ..jobs.report import write_report
     from ..jobs.verdict import judge, summary
@@ -49,6 +49,9 @@ def job_compare(options: argparse.Namespace) -> dict[str, Any]:
     job = read_job(options.folder, options.process)
     step = job.find_step(options.step, with_samples=True)
     against, engine = job.samples_of(step), open_engine(options)
+    later = sorted({group.step for group in job.sample_sets if group.step > step})
+    if later and not options.json and options.step == LATEST:
+        say(f"step {step} is the latest with weights; there are samples of {_listed(later)} too")
     requests = [pair for pair in _requests(options, job, step) if pair[0].index in against.files]
     verdicts = []
     for drawn in render(engine, requests, **_reports(options)):
@@ -74,7 +77,11 @@ def _requests(options: argparse.Namespace, job: Any, step: int) -> Any:
 
     recipe = as_trained(job, step, options.weights, options.anyway)
     controls = Path(options.control_images) if options.control_images else None
-    return planned(job, recipe, tuple(options.only), controls)
+    return planned(job, recipe, tuple(options.only), controls, options.anyway)
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps))
 
 
 def _reports(options: argparse.Namespace) -> dict[str, Any]:
@@ -87,8 +94,9 @@ def _reports(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _line(verdict: Any) -> str:
-    off = verdict.difference
+    from ..jobs.verdict import in_words
+
+    words = in_words(verdict)
     text = f"step {verdict.step}, sample {verdict.index}: {verdict.verdict}"
-    if not off.identical:
-        text += f" (most {off.most} levels, mean {off.mean:.2f}, PSNR {off.psnr:.1f} dB)"
+    text += f" ({words})" if words else ""
     return "\n".join([text, *(f"  {cause.text}: {cause.evidence}" for cause in verdict.causes)])

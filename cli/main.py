@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from ..core.errors import AitkError
-from ..core.requests import DTYPES, MODES, OFFLOAD, QUANTIZE
+from ..core.requests import DTYPES, LOW_VRAM, MODES, OFFLOAD, QUANTIZE
 from ..core.versions import TRAINER_VERSIONS
 
 
@@ -104,6 +104,25 @@ def _add_sample(commands: Any) -> None:
         action="store_true",
         help="leave out layers of a LoRA that do not fit, instead of refusing it",
     )
+    add(
+        "--assistant-lora",
+        default="",
+        metavar="FILE",
+        help="the job's assistant_lora_path (FLUX, Z-Image, Krea 2): merged into the base, then "
+        "taken away while sampling; a file, a folder, a link, or owner/repository/file",
+    )
+    add(
+        "--inference-lora",
+        default="",
+        metavar="FILE",
+        help="the job's inference_lora_path (FLUX): acts under --lora",
+    )
+    add(
+        "--base-lora",
+        default="",
+        metavar="FILE",
+        help="the job's lora_path (SD, SDXL, FLUX): fused into the base, whole",
+    )
     add("--prompt", required=True, help="inline flags (--w 512 ...) are read as the trainer reads")
     add("--negative", default="", metavar="N", help="negative prompt")
     add("--width", type=int, default=0, help="px")
@@ -135,9 +154,36 @@ def _add_sample(commands: Any) -> None:
     )
     add("--sampler", default="", help="the trainer's name of a scheduler")
     add("--dtype", default="bf16", choices=DTYPES)
-    add("--quantize", default="as_trained", choices=QUANTIZE)
+    add(
+        "--quantize",
+        default="as_trained",
+        metavar="QTYPE",
+        help=f"{', '.join(QUANTIZE)}, or QTYPE|FILE with an accuracy recovery adapter; without a "
+        "job as_trained is none",
+    )
+    add(
+        "--quantize-te",
+        default="",
+        metavar="QTYPE",
+        help="of the text encoder, if it is not as --quantize says; none leaves it as it is",
+    )
+    add("--layer-offloading", action="store_true", help="the job had it: qfloat8 is float8")
     add("--trainer-version", default="auto", choices=TRAINER_VERSIONS)
     add("--offload", default="auto", choices=OFFLOAD)
+    add(
+        "--low-vram",
+        default="auto",
+        choices=LOW_VRAM,
+        help="the job's low_vram; auto is as in jobs of the trainer's own form",
+    )
+    add(
+        "--switch",
+        action="append",
+        default=[],
+        metavar="NAME=on|off",
+        help="a setting that few models have: kv_cache and match_target_res (Krea 2, editing), "
+        "do_cfg_norm (Qwen-Image-Edit Plus); may be repeated",
+    )
     add("--mode", default="as_trainer", choices=MODES, help="how the LoRA acts")
     add("--device", help="cpu, cuda or cuda:N")
     add("--out", required=True, metavar="FILE", help=".png, .jpg, .webp, .mp4 or .webm")

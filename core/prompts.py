@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import InvalidInputError
+from .errors import InvalidInputError, one_of
 from .requests import MAX_SEED, MAX_SIDE, MAX_STEPS, SampleRequest
 from .specs import ModelSpec
 from .versions import LATEST, Profile
@@ -40,6 +40,8 @@ class Settings:
     denoise: float
     control_index: int = 0
     doubled_control: bool = False
+    low_vram: bool = False
+    switches: tuple[str, ...] = ()
     multiplier: float | None = None
     off_grid: tuple[int, int] = (0, 0)
 
@@ -102,6 +104,8 @@ def resolve(spec: ModelSpec, request: SampleRequest, profile: Profile = LATEST) 
         denoise=request.denoise,
         control_index=request.control_index,
         doubled_control=request.doubled_control,
+        low_vram={"on": True, "off": False}.get(request.recipe.low_vram, spec.low_vram),
+        switches=_switches(spec, request, profile),
     )
     settings = replace(given, **flags)
     _check_flag_values(settings)
@@ -111,6 +115,14 @@ def resolve(spec: ModelSpec, request: SampleRequest, profile: Profile = LATEST) 
     wide, high = (floor_side(side, 1) for side in (settings.width, settings.height))
     off_grid = wide % grid, high % grid
     return replace(settings, width=wide - off_grid[0], height=high - off_grid[1], off_grid=off_grid)
+
+
+def _switches(spec: ModelSpec, request: SampleRequest, profile: Profile) -> tuple[str, ...]:
+    # those that are on
+    known, asked = [switch.name for switch in spec.switches], dict(request.switches)
+    if strange := sorted(asked.keys() - set(known)):
+        raise one_of(f"switch of {spec.id}", strange[0], known or ("none",))
+    return tuple(x.name for x in spec.switches if x.is_on(asked.get(x.name), profile))
 
 
 def read_prompt(request: SampleRequest, profile: Profile) -> tuple[str, dict[str, Any]]:

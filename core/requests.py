@@ -6,12 +6,15 @@ import sys
 from dataclasses import dataclass, field, replace
 
 from .errors import InvalidInputError, one_of
+from .qtypes import AS_TRAINED, NONE, check_quantize_te, split_quantize
+from .qtypes import NAMES as QTYPE_NAMES
 from .versions import TRAINER_VERSIONS
 
 DTYPES = ("bf16", "fp16", "fp32")
-QUANTIZE = ("as_trained", "none")
+QUANTIZE = (AS_TRAINED, NONE, *QTYPE_NAMES)
 OFFLOAD = ("auto", "none", "model", "group", "sequential")
 MODES = ("as_trainer", "merged", "live")
+LOW_VRAM = ("auto", "on", "off")
 FORMATS = ("png", "jpg", "webp", "mp4", "webm")
 MAX_SIDE = 16384  # px
 MAX_STEPS = 10_000
@@ -43,7 +46,13 @@ class Recipe:
     """A model ready to be realised: which weights, which precision, which adapters.
 
     weights: "huggingface", "tiny", a diffusers folder or a .safetensors file.
+    quantize: "as_trained" and "none", which without a job are the same, a qtype, or "qtype|file"
+    with an accuracy recovery adapter. quantize_te: the text encoder's; "" is as quantize says.
+    layer_offloading: the job's, which changes what qtypes compute.
     mode: how adapters act; "as_trainer" merges them where the trainer would.
+    low_vram: the job's, with which some VAEs work in tiles; "auto" is as the trainer's form has it.
+    assistant_lora_path, inference_lora_path, lora_path: the LoRAs under them, as a job's `model`
+    section names them: see engine.training_adapters.
     """
 
     model: str
@@ -54,17 +63,25 @@ class Recipe:
     offload: str = "auto"
     adapters: tuple[AdapterRef, ...] = ()
     mode: str = "as_trainer"
+    quantize_te: str = ""
+    layer_offloading: bool = False
+    low_vram: str = "auto"
+    assistant_lora_path: str = ""
+    inference_lora_path: str = ""
+    lora_path: str = ""
 
     def __post_init__(self) -> None:
         for what, allowed in (
             ("dtype", DTYPES),
-            ("quantize", QUANTIZE),
             ("trainer_version", TRAINER_VERSIONS),
             ("offload", OFFLOAD),
             ("mode", MODES),
+            ("low_vram", LOW_VRAM),
         ):
             if getattr(self, what) not in allowed:
                 raise one_of(what, getattr(self, what), allowed)
+        split_quantize(self.quantize)
+        check_quantize_te(self.quantize_te)
 
     def with_adapter(self, adapter: AdapterRef, mode: str = "as_trainer") -> Recipe:
         """This recipe with one more adapter on top; its mode holds for all of them."""
@@ -80,7 +97,8 @@ class SampleRequest:
     shape the picture. cached_text: the prompt is read as in a job with `cache_text_embeddings` or
     `unload_text_encoder`. control_images: PIL images in the order of the job's `ctrl_img_1` to
     `_3`; see engine.control_images. control_index: the job's `ctrl_idx`. doubled_control: the job
-    names the first one `ctrl_img`.
+    names the first one `ctrl_img`. switches: settings that few models have, ModelSpec.switches,
+    with whether they are on; those left out are as in jobs of the trainer's form.
     """
 
     recipe: Recipe
@@ -100,6 +118,7 @@ class SampleRequest:
     control_images: tuple[object, ...] = ()
     control_index: int = 0
     doubled_control: bool = False
+    switches: tuple[tuple[str, bool], ...] = ()
     latents: object | None = field(default=None, compare=False)
     denoise: float = 1.0
 

@@ -9,7 +9,7 @@ from typing import Any
 from .versions import Profile
 
 
-def _accept(_: Any) -> None:
+def _accept(*_: Any) -> None:
     return None
 
 
@@ -46,6 +46,25 @@ class ControlImages:
 
 
 @dataclass(frozen=True)
+class Switch:
+    """A setting of a few models that a job's `model_kwargs` or `sample` section turns on.
+
+    known: the row of core.versions.CHANGES since which the trainer reads it; always if empty.
+    usual: the row since which jobs of the trainer's form have it on; they never do if empty.
+    """
+
+    name: str
+    known: str = ""
+    usual: str = ""
+
+    def is_on(self, asked: bool | None, profile: Profile) -> bool:
+        """Whether it acts in a trainer version. asked: None is as the trainer's form has it."""
+        if asked is None:
+            return bool(self.usual) and profile.has(self.usual)
+        return asked and (not self.known or profile.has(self.known))
+
+
+@dataclass(frozen=True)
 class LoraLayout:
     """How the trainer names the layers of a model in a saved LoRA file.
 
@@ -73,6 +92,49 @@ class LoraLayout:
     def denoisers(self) -> tuple[str, ...]:
         """The components that do the denoising: one, or two experts."""
         return self.experts or (self.prefixes[0][1],)
+
+
+@dataclass(frozen=True)
+class BaseLoras:
+    """The LoRAs that a job's `model` section may put under the one it trains.
+
+    fields: those of its fields that the trainer reads for the model, named as in Recipe.
+    by_peft: they are fused by peft and live on the weights as quantized; else both by the trainer's
+    own network, which is made before quantization. layer: the one that the trainer reads the rank
+    from, failing without it. blocks: part of the names of the layers that its network has.
+    """
+
+    fields: tuple[str, ...] = ()
+    by_peft: bool = False
+    layer: str = ""
+    blocks: str = ""
+
+
+@dataclass(frozen=True)
+class Quantizing:
+    """What of a model the trainer quantizes, where a job asks for it.
+
+    denoiser: whether it quantizes the model at all. encoders: components that `quantize_te` is
+    about. encoders_by: the job's field with their qtype, `qtype_te` or, as the denoiser's, `qtype`.
+    encoders_uncast: quantized ones are not cast before, so that their fp32 buffers stay.
+    keeps: patterns of modules of the denoiser that it leaves in full precision, in all versions or
+    since a row of core.versions.CHANGES. offloads: components whose quantized layers it takes over
+    with `layer_offloading`. recovers: whether it takes accuracy recovery adapters, which it ignores
+    elsewhere. offloads_first: those that it does so with before it quantizes them.
+    float8_with_assistant: the default qtype becomes float8 beside an
+    assistant_lora_path.
+    """
+
+    denoiser: bool = True
+    encoders: tuple[str, ...] = ()
+    encoders_by: str = "qtype_te"
+    encoders_uncast: bool = False
+    keeps: tuple[str, ...] = ()
+    keeps_since: str = ""
+    recovers: bool = False
+    offloads: tuple[str, ...] = ()
+    offloads_first: tuple[str, ...] = ()
+    float8_with_assistant: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +169,8 @@ class ModelSpec:
     multiple_of_before: tuple[str, int] | None = field(default=None, kw_only=True)
     # raises InvalidInputError for settings that the trainer's own code fails on
     check: Callable[[Any], None] = field(default=_accept, kw_only=True, repr=False)
+    # (request, settings): the same for control images, called if there are any
+    check_images: Callable[[Any, Any], None] = field(default=_accept, kw_only=True, repr=False)
     # further classes that model_index.json of a fitting checkpoint may name: older, or its own
     other_pipelines: tuple[str, ...] = field(default=(), kw_only=True)
     # (part, repository): what the trainer takes from another repository, as a folder may as well
@@ -126,9 +190,14 @@ class ModelSpec:
     beside: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
     # components that the trainer does not cast after loading, so that their fp32 buffers stay
     uncast: tuple[str, ...] = field(default=(), kw_only=True)
+    # what a job of the trainer's own form has as `low_vram`, where samples depend on it
+    low_vram: bool = field(default=False, kw_only=True)
     # row of core.versions.CHANGES that brought the model, if not all versions have it
     since: str = field(default="", kw_only=True)
     control_images: ControlImages = field(default=ControlImages(), kw_only=True)
+    base_loras: BaseLoras = field(default=BaseLoras(), kw_only=True)
+    switches: tuple[Switch, ...] = field(default=(), kw_only=True)
+    quantizing: Quantizing = field(default=Quantizing(), kw_only=True)
     negative_prompt: bool = field(default=True, kw_only=True)  # it changes the picture
     # what commonly makes other stacks draw otherwise; a sentence each, for the model's page
     notes: tuple[str, ...] = field(default=(), kw_only=True)

@@ -19,6 +19,8 @@ class Change:
 
     of_adapter: it concerns one adapter by itself, so that others may differ beside it.
     of_cached_text: it concerns prompts only that were encoded before training.
+    of_quantized: it concerns quantized models only. of_choice: it brought something to choose, and
+    changed nothing for who does not.
     arch: how the trainer's names of the models it concerns start; of all if empty.
     """
 
@@ -28,6 +30,8 @@ class Change:
     source: str
     of_adapter: bool = False
     of_cached_text: bool = False
+    of_quantized: bool = False
+    of_choice: bool = False
     arch: str = ""
 
 
@@ -75,6 +79,14 @@ CHANGES = (
         "before, by row and column",
         "ostris/ai-toolkit@27a03a91 requirements_base.txt (transformers 4.57.3 to 5.5.3)",
         arch="qwen_image_edit",
+    ),
+    Change(
+        "qwen_tiled_vae",
+        "0.10.22",
+        "with low_vram, which is on in jobs of the trainer's form, the VAE of Qwen-Image works in "
+        "tiles of 256 px; before, at once",
+        "ostris/ai-toolkit@fe824871 extensions_built_in/diffusion_models/qwen_image/",
+        arch="qwen_image",
     ),
     Change(
         "z_image_guidance_above_zero",
@@ -191,8 +203,8 @@ CHANGES = (
     Change(
         "ltx2_prompt_unpadded",
         "0.7.21",
-        "LTX-2's prompt is encoded by itself and what it came to padded with zeros; before, padding "
-        "was encoded with it",
+        "LTX-2's prompt is encoded by itself and what it came to padded with zeros; before, "
+        "padding was encoded with it",
         "ostris/ai-toolkit@1ce24287 extensions_built_in/diffusion_models/ltx2/ltx2.py",
         arch="ltx2",
     ),
@@ -215,8 +227,8 @@ CHANGES = (
     Change(
         "ltx2_decoded_by_frames",
         "0.7.30",
-        "LTX-2's frames are decoded 16 at a time, as low_vram is on in jobs of its form; before, in "
-        "tiles of 256 px",
+        "with low_vram, which is on in jobs of the trainer's form, LTX-2's frames are decoded 16 "
+        "at a time; before, in tiles of 256 px",
         "ostris/ai-toolkit@7f3309b2 extensions_built_in/diffusion_models/ltx2/ltx2.py",
         arch="ltx2",
     ),
@@ -226,6 +238,68 @@ CHANGES = (
         "the connectors of LTX-2 are given a prompt's tokens last to first; before, in their order",
         "ostris/ai-toolkit@27a03a91 requirements_base.txt (diffusers dc8d9032 to c9438378)",
         arch="ltx2",
+    ),
+    Change(
+        "wan22_ends_in_full_precision",
+        "0.10.22",
+        "a quantized Wan 2.2 keeps its embedders and last projection in full precision; before, "
+        "they were quantized, too",
+        "ostris/ai-toolkit@e7951ad2 extensions_built_in/diffusion_models/wan22/",
+        arch="wan22",
+        of_quantized=True,
+    ),
+    Change(
+        "z_image_ends_in_full_precision",
+        "0.10.24",
+        "a quantized Z-Image keeps its embedders and last layer in full precision; before, they "
+        "were quantized, too",
+        "ostris/ai-toolkit@28f2c0ac toolkit/models/v2/z_image.py",
+        arch="zimage",
+        of_quantized=True,
+    ),
+    Change(
+        "krea2_ends_in_full_precision",
+        "0.10.24",
+        "a quantized Krea 2 keeps its first, last and time layers in full precision; before, they "
+        "were quantized, too",
+        "ostris/ai-toolkit@7602e476 extensions_built_in/diffusion_models/krea2/krea2.py",
+        arch="krea2",
+        of_quantized=True,
+    ),
+    Change(
+        "int8_qtype",
+        "0.8.0",
+        "the trainer has the qtype int8",
+        "ostris/ai-toolkit@17153583 toolkit/util/quantize.py",
+        of_choice=True,
+    ),
+    Change(
+        "orbit_qtypes",
+        "0.10.22",
+        "the trainer has the qtypes orbit2 to 4 and orbitvq2 to 4",
+        "ostris/ai-toolkit@5a9b5bde toolkit/util/orbit_quant.py",
+        of_choice=True,
+    ),
+    Change(
+        "convrot_qtypes",
+        "0.10.22",
+        "the trainer has the qtypes convrot4 and convrot8",
+        "ostris/ai-toolkit@96a3a061 toolkit/util/convrot_quant.py",
+        of_choice=True,
+    ),
+    Change(
+        "convrot_packed_qtypes",
+        "0.10.24",
+        "the trainer has the qtypes convrotint2 to 8, convrotbitnet and convrotcomfyw4a4",
+        "ostris/ai-toolkit@cf0db39e toolkit/util/convrot_quant.py",
+        of_choice=True,
+    ),
+    Change(
+        "nvfp4_qtype",
+        "0.12.2",
+        "the trainer has the qtype nvfp4",
+        "ostris/ai-toolkit@8502a845 toolkit/util/nvfp4_quant.py",
+        of_choice=True,
     ),
 )
 
@@ -237,13 +311,18 @@ class Profile:
     version: str
     commit: str
 
-    def changes(self, arch: str, cached_text: bool = False) -> tuple[str, ...]:
+    def changes(
+        self, arch: str, cached_text: bool = False, quantized: bool = False
+    ) -> tuple[str, ...]:
         """Names of the rows of CHANGES that this version has and that concern a whole model.
 
         arch: the trainer's name of the model. cached_text: with those for such prompts.
+        quantized: with those for quantized models.
         """
         rows = (row for row in CHANGES if arch.startswith(row.arch) and not row.of_adapter)
         rows = (row for row in rows if cached_text or not row.of_cached_text)
+        rows = (row for row in rows if quantized or not row.of_quantized)
+        rows = (row for row in rows if not row.of_choice)
         return tuple(row.name for row in rows if self.has(row.name))
 
     def has(self, change: str) -> bool:
@@ -271,18 +350,21 @@ def get_profile(version: str) -> Profile:
 
 
 def profile_for_adapters(
-    metadata: tuple[Mapping[str, str], ...], arch: str = "", cached_text: bool = False
+    metadata: tuple[Mapping[str, str], ...],
+    arch: str = "",
+    cached_text: bool = False,
+    quantized: bool = False,
 ) -> Profile:
     """The profile for `auto`: of the trainer that saved the adapters, or the newest without any.
 
     A version that is not pinned has the changes up to it, and the commit of the newest pinned
     one that is not newer. arch: the trainer's name of the model they are for. cached_text: the
-    prompt is one encoded before training.
+    prompt is one encoded before training. quantized: the model is.
     Raises InvalidInputError when adapters need different behaviour of it.
     """
     versions = {version for meta in metadata if (version := trainer_version(meta))}
     profiles = sorted(map(_profile_of, versions), key=lambda p: _numbers(p.version))
-    if len({profile.changes(arch, cached_text) for profile in profiles}) > 1:
+    if len({profile.changes(arch, cached_text, quantized) for profile in profiles}) > 1:
         raise InvalidInputError(
             "the LoRAs were saved by trainer versions that sample differently "
             f"({', '.join(profile.version for profile in profiles)}); choose trainer_version "

@@ -13,6 +13,10 @@ from ..core.errors import InvalidInputError
 
 MODES = ("RGB", "RGBA")
 MAX_PIXELS = 64_000_000  # of one picture; no model takes more than a few millions of them
+FEWER_PIXELS = (
+    f"at most {MAX_PIXELS // 10**6} million pixels are taken: make it smaller, the models see a "
+    "few millions at most"
+)
 INPAINT = ".inpaint."  # in a file's name: its alpha tells what to paint
 
 
@@ -62,10 +66,7 @@ def describe_control_image(image: Any) -> dict[str, Any]:
 
 def _check_size(name: str, width: int, height: int) -> None:
     if not 0 < width * height <= MAX_PIXELS:
-        raise InvalidInputError(
-            f"{name} is {width}x{height} px; at most {MAX_PIXELS // 10**6} million pixels are "
-            "taken: make it smaller, the models see a few millions at most"
-        )
+        raise InvalidInputError(f"{name} is {width}x{height} px; {FEWER_PIXELS}")
 
 
 @contextmanager
@@ -81,8 +82,10 @@ def _refusal_of(path: Path) -> Iterator[None]:
         raise InvalidInputError(
             f"{path.name} is no picture that can be read; give a png, jpg or webp file"
         ) from None
-    except Image.DecompressionBombError as error:
-        raise InvalidInputError(f"{path.name} is too large: {error}") from None
+    except Image.DecompressionBombError:
+        raise InvalidInputError(f"{path.name} is too large; {FEWER_PIXELS}") from None
+    except IsADirectoryError:
+        raise InvalidInputError(f"{path.name} is a folder; give a picture in it") from None
     except FileNotFoundError:
         raise InvalidInputError(f"no control image {path}; check the path") from None
     except (OSError, ValueError, SyntaxError) as error:  # cut off, or damaged

@@ -14,7 +14,6 @@ import torch
 from ..adapters.apply import AdapterState, Applied
 from ..adapters.bind import Binding, BoundLayer, bind, check_layout, match
 from ..adapters.cache import AdapterCache
-from ..adapters.layer import is_quantized
 from ..adapters.originals import StoredWeights
 from ..adapters.read import Adapter
 from ..core.errors import CheckpointError
@@ -31,6 +30,14 @@ from .control_images import describe_control_image
 from .numerics import trainer_numerics
 from .placement import choose_offload, default_device, placed
 from .plan import Plan, PlannedAdapter, adapter_files, make_plan
+from .quantized import Quantized, open_quantized, quantize_model, spec_to_load
+from .training_adapters import (
+    FIELDS,
+    BaseLora,
+    attach_base_loras,
+    merge_base_loras,
+    open_base_loras,
+)
 from .weights import Stamp, cache_folder, find_adapter, find_weights, weights_stamp
 
 LIBRARIES = ("ai-toolkit-inference", "torch", "diffusers", "transformers", "numpy", "pillow")
@@ -42,11 +49,15 @@ def _ignore(_: Any) -> None:
 
 @dataclass
 class _Base:
-    key: tuple[str, str, str, Stamp]  # model id, where its weights are, dtype, their state there
+    # model id, where its weights are, dtype, their state there, LoRAs it was made with, how it is
+    # quantized
+    key: tuple[str, str, str, Stamp, tuple[tuple[str, str], ...], tuple[Any, ...]]
     weights: str  # as the recipe names them
+    loras: tuple[str, ...]  # as the recipe names them
     model: LoadedModel
     adapters: AdapterState
-    quantized: bool
+    merges: bool  # whether the trainer would merge adapters into it
+    packed: dict[str, int]  # component -> number of quantized layers
     bindings: dict[tuple[str, str, bool], tuple[BoundLayer, ...]] = field(default_factory=dict)
 
 
@@ -93,7 +104,7 @@ class Engine:
                 applied = self._switch(base, plan)
                 clip = self._render(base, plan, request, generator, on_step, previews)
             seconds = time.perf_counter() - started
-        info = _info(plan, request, base.model, applied, seconds)
+        info = _info(plan, request, base, applied, seconds)
         # not every model draws what is asked
         info["num_frames"], info["height"], info["width"] = clip.frames.shape[:3]
         fps = float(clip.fps or plan.settings.fps)
@@ -137,9 +148,47 @@ class Engine:
         base = self._base
         if base is None:
             return False
-        model, source, dtype, stamp = base.key
+        model, source, dtype, stamp, loras, quantized = base.key
         held = (model, base.weights, dtype) == (recipe.model, recipe.weights, recipe.dtype)
-        return held and weights_stamp(Path(source)) == stamp
+        if not held or base.loras != _lora_names(recipe):
+            return False
+        spec = get_model(recipe.model)
+        now = tuple(lora.key for lora in self._base_loras(recipe, spec, _ignore))
+        same = now == loras and self._quantized(recipe, spec, _ignore).key == quantized
+        return same and weights_stamp(Path(source)) == stamp
+
+    @property
+    def loaded(self) -> tuple[str, str, str] | None:
+        """Model, weights and dtype, as the recipe named them, of what is in memory."""
+        base = self._base
+        return None if base is None else (base.key[0], base.weights, base.key[2])
+
+    def weight_bytes(self, device: torch.device | None = None) -> int:
+        """How much the weights in memory take: all of them, or those on a device."""
+        if self._base is None:
+            return 0
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for module in self._base.model.modules.values()
+            for tensor in (*module.parameters(), *module.buffers())
+            if device is None or tensor.device.type == device.type
+        )
+
+    def file_bytes(self, recipe: Recipe) -> int:
+        """How much the recipe's weights take as files; 0 if they are not on this machine yet."""
+        if recipe.weights == "huggingface":
+            return 0
+        source, _ = find_weights(get_model(recipe.model), recipe.weights, _ignore)
+        return sum(size for _, _, size in weights_stamp(source))
+
+    def evict(self) -> None:
+        """Takes the weights off the device; they stay in memory, and the next sample puts them
+        back."""
+        with self._lock:
+            for module in self._base.model.modules.values() if self._base else ():
+                module.to("cpu")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def unload(self) -> None:
         """Drops the model from memory."""
@@ -177,20 +226,35 @@ class Engine:
         if self._base is not None and self.holds(recipe):
             return self._base
         source, configs = find_weights(spec, recipe.weights, on_status)
-        key = (spec.id, str(source), recipe.dtype, weights_stamp(source))
+        loras = self._base_loras(recipe, spec, on_status)
+        keys = tuple(lora.key for lora in loras)
+        quantized = self._quantized(recipe, spec, on_status)
+        weights = (spec.id, str(source), recipe.dtype, weights_stamp(source), keys)
+        key = (*weights, quantized.key)
         if self._base is None or self._base.key != key:
             self.unload()
             on_status(f"Loading {spec.title}")
             with torch.inference_mode(False), torch.no_grad():
-                model = load_model(spec, source, configs, recipe.dtype, self.device)
+                loaded = spec_to_load(spec, quantized)
+                model = load_model(loaded, source, configs, recipe.dtype, self.device)
+                under = merge_base_loras(model, loras)
+                packed = quantize_model(model, quantized, weights, on_status)
+                attach_base_loras(model, under)
             self.loads += 1
             state = AdapterState(self.device, StoredWeights(model.folders))
-            modules = model.modules.values()
-            quantized = any(
-                is_quantized(weight) for part in modules for weight in part.parameters()
-            )
-            self._base = _Base(key, recipe.weights, model, state, quantized)
+            names, merges = _lora_names(recipe), quantized.quantization.merges
+            self._base = _Base(key, recipe.weights, names, model, state, merges, packed)
         return self._base
+
+    def _base_loras(
+        self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]
+    ) -> tuple[BaseLora, ...]:
+        return open_base_loras(spec, recipe, lambda path: self.adapter(recipe, path, on_status))
+
+    def _quantized(
+        self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]
+    ) -> Quantized:
+        return open_quantized(spec, recipe, lambda path: self.adapter(recipe, path, on_status))
 
     def _switch(self, base: _Base, plan: Plan) -> tuple[Applied, ...]:
         kept = [key for key in base.bindings if key[0] in self._adapters]
@@ -241,9 +305,13 @@ class Engine:
         return drawn if isinstance(drawn, Clip) else Clip(drawn)
 
 
+def _lora_names(recipe: Recipe) -> tuple[str, ...]:
+    return tuple(getattr(recipe, field) for field in FIELDS)
+
+
 def _is_live(mode: str, adapter: Adapter, base: _Base) -> bool:
     # Upstream: ostris/ai-toolkit@27a03a91 jobs/process/BaseSDTrainProcess.py (can_merge_in)
-    return mode == "live" or adapter.live_only or (mode == "as_trainer" and base.quantized)
+    return mode == "live" or adapter.live_only or (mode == "as_trainer" and not base.merges)
 
 
 def _bind(base: _Base, spec: ModelSpec, planned: PlannedAdapter) -> tuple[BoundLayer, ...]:
@@ -257,7 +325,7 @@ def _bind(base: _Base, spec: ModelSpec, planned: PlannedAdapter) -> tuple[BoundL
 def _info(
     plan: Plan,
     request: SampleRequest,
-    model: LoadedModel,
+    base: _Base,
     applied: tuple[Applied, ...],
     seconds: float,
 ) -> dict[str, Any]:
@@ -269,8 +337,11 @@ def _info(
         "model": plan.spec.id,
         "weights": Path(recipe.weights).name,
         "dtype": recipe.dtype,
-        "quantize": "none",
-        "device": str(model.device),
+        "quantize": plan.quantization.text,
+        "quantize_te": plan.quantization.encoders or "none",
+        "layer_offloading": recipe.layer_offloading,
+        "quantized_layers": base.packed,
+        "device": str(base.model.device),
         "trainer_version": plan.profile.version,
         "trainer_commit": plan.profile.commit,
         "adapters": [
@@ -285,6 +356,14 @@ def _info(
                 "effective": planned.adapter.effective,
             }
             for planned, act in zip(plan.adapters, applied, strict=True)
+        ],
+        "base_loras": [
+            {
+                "field": lora.field,
+                "file": Path(lora.adapter.path).name,
+                "sha256": lora.adapter.digest,
+            }
+            for lora in plan.base_loras
         ],
         "control_images": [describe_control_image(image) for image in request.control_images],
         **settings,

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import autocast
 
 from ..pipelines._process import ONE_AT_A_TIME
 
@@ -26,7 +27,7 @@ def trainer_numerics(seed: int) -> Iterator[torch.Generator]:
         stack.enter_context(_rng_state())
         stack.enter_context(_torch_switches())
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(autocast(device, enabled=False))
         stack.enter_context(_native_attention())
         generator = torch.manual_seed(seed)
         if torch.cuda.is_available():

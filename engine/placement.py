@@ -37,7 +37,7 @@ def choose_offload(offload: str, model: LoadedModel) -> str:
     placed = sum(
         p.numel() * p.element_size()
         for module in model.modules.values()
-        for p in module.parameters()
+        for p in (*module.parameters(), *module.buffers())
         if p.device.type == "cuda"
     )
     return "none" if model.weight_bytes <= (free + placed) * RESIDENT_SHARE else "model"

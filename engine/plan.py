@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,13 @@ from ..adapters.names import DENOISER, split_name
 from ..adapters.read import Adapter
 from ..core.errors import AdapterError, InvalidInputError
 from ..core.prompts import Settings, read_prompt, resolve
-from ..core.requests import MAX_SIDE, AdapterRef, SampleRequest
+from ..core.quantizing import Quantization, is_quantizing, resolve_quantization
+from ..core.requests import MAX_SIDE, AdapterRef, Recipe, SampleRequest
 from ..core.specs import ModelSpec
 from ..core.versions import LATEST, Profile, get_profile, profile_for_adapters
 from ..pipelines._registry import get_model
 from .control_images import check_control_images
+from .training_adapters import BaseLora, open_base_loras
 
 LATENT_PIXELS = 8  # px per latent
 LEAST_SIDE = 64  # px
@@ -42,7 +44,9 @@ class Plan:
     settings: Settings
     profile: Profile
     adapters: tuple[PlannedAdapter, ...]
+    base_loras: tuple[BaseLora, ...]
     mode: str
+    quantization: Quantization
 
 
 def make_plan(request: SampleRequest, open_adapter: Callable[[str], Adapter]) -> Plan:
@@ -59,13 +63,10 @@ def make_plan(request: SampleRequest, open_adapter: Callable[[str], Adapter]) ->
         for ref in recipe.adapters
         for path, side in adapter_files(spec, ref)
     ]
-    version, auto = recipe.trainer_version, recipe.trainer_version == "auto"
+    base_loras = open_base_loras(spec, recipe, open_adapter)
+    auto = recipe.trainer_version == "auto"
     metadata = tuple(adapter.metadata for _, _, adapter in opened)
-    profile = (
-        profile_for_adapters(metadata, spec.arch, request.cached_text)
-        if auto
-        else get_profile(version)
-    )
+    profile = choose_profile(recipe, spec, metadata, request.cached_text)
     _check_known(spec, profile)
     settings = _settings(spec, request, profile)
     adapters = tuple(
@@ -78,10 +79,26 @@ def make_plan(request: SampleRequest, open_adapter: Callable[[str], Adapter]) ->
         )
         for ref, side, adapter in opened
     )
-    _check_mode(recipe.mode, adapters)
+    quantization = resolve_quantization(spec, recipe, profile)
+    _check_mode(recipe.mode, adapters, quantization)
     if request.cached_text:
         _check_cached_text(adapters)
-    return Plan(spec, settings, profile, adapters, recipe.mode)
+    return Plan(spec, settings, profile, adapters, base_loras, recipe.mode, quantization)
+
+
+def choose_profile(
+    recipe: Recipe,
+    spec: ModelSpec,
+    metadata: tuple[Mapping[str, str], ...],
+    cached_text: bool = False,
+) -> Profile:
+    """The trainer's version that a recipe names, or that its adapters were saved by.
+
+    metadata: of the adapters' files. cached_text: see SampleRequest.
+    """
+    if recipe.trainer_version != "auto":
+        return get_profile(recipe.trainer_version)
+    return profile_for_adapters(metadata, spec.arch, cached_text, is_quantizing(recipe))
 
 
 def adapter_files(spec: ModelSpec, ref: AdapterRef) -> list[tuple[str, str]]:
@@ -105,7 +122,14 @@ def _check_known(spec: ModelSpec, profile: Profile) -> None:
         )
 
 
-def _check_mode(mode: str, adapters: tuple[PlannedAdapter, ...]) -> None:
+def _check_mode(
+    mode: str, adapters: tuple[PlannedAdapter, ...], quantization: Quantization
+) -> None:
+    if mode == "merged" and adapters and quantization.denoiser:
+        raise AdapterError(
+            f"quantize is {quantization.text!r}, and merging into quantized weights would round "
+            "the adapter away; the trainer never does: use mode as_trainer or live"
+        )
     for planned in adapters:
         if mode == "merged" and planned.adapter.live_only:
             raise AdapterError(
@@ -125,10 +149,18 @@ def _check_cached_text(adapters: tuple[PlannedAdapter, ...]) -> None:
 
 
 def _settings(spec: ModelSpec, request: SampleRequest, profile: Profile) -> Settings:
-    # given latents decide the size; a size asked for beside them must agree
     settings = resolve(spec, request, profile)
-    if request.latents is None:
-        return settings
+    if request.latents is not None:
+        settings = _sized(spec, request, profile, settings)
+    if request.control_images:
+        spec.check_images(request, settings)
+    return settings
+
+
+def _sized(
+    spec: ModelSpec, request: SampleRequest, profile: Profile, settings: Settings
+) -> Settings:
+    # given latents decide the size; a size asked for beside them must agree
     shape = _latents_shape(spec, request.latents)
     height, width = shape[2] * LATENT_PIXELS, shape[3] * LATENT_PIXELS
     _, flags = read_prompt(request, profile)

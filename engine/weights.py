@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -127,11 +128,21 @@ def fetch_link(path: str, downloads: Path, on_status: Callable[[str], None]) -> 
 
 def tiny_lora(spec: ModelSpec, seed: int = 0) -> Path:
     """The random LoRA for a model's tiny checkpoint in the cache, made on first use."""
+    return _tiny_lora(spec, seed, "lora")
+
+
+def tiny_base_lora(spec: ModelSpec) -> Path:
+    """Another one, for the denoiser alone, as a job's `model` section names them."""
+    alone = replace(spec.lora, prefixes=spec.lora.prefixes[:1])
+    return _tiny_lora(replace(spec, lora=alone), 1, "base-lora")
+
+
+def _tiny_lora(spec: ModelSpec, seed: int, name: str) -> Path:
     from ..adapters.tiny import write_tiny_lora
     from ..pipelines._loading import load_model
 
     folder = tiny_folder(spec, seed)
-    path = folder.with_name(f"{folder.name}-lora.safetensors")
+    path = folder.with_name(f"{folder.name}-{name}.safetensors")
     if not path.is_file():
         model = load_model(spec, folder, None, "fp32", torch.device("cpu"))
         write_tiny_lora(spec, model.modules, path, seed)

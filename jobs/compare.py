@@ -46,6 +46,18 @@ class Pair:
     theirs: np.ndarray
     same_file: bool
 
+    @property
+    def same_size(self) -> bool:
+        return self.ours.shape == self.theirs.shape
+
+    @property
+    def shown(self) -> int:
+        """The frame to look at: the one that differs most, or the first."""
+        if not self.same_size:
+            return 0
+        off = np.abs(self.ours.astype(np.int16) - self.theirs)
+        return int(off.reshape(len(off), -1).mean(axis=1).argmax())
+
 
 def load_pair(result: SampleResult, path: Path) -> Pair:
     """A rendering beside a sample of the trainer's.
@@ -62,7 +74,7 @@ def load_pair(result: SampleResult, path: Path) -> Pair:
 def compare(pair: Pair) -> Difference:
     """The numbers of a pair."""
     ours, theirs = pair.ours, pair.theirs
-    if ours.shape != theirs.shape:
+    if not pair.same_size:
         return Difference(False, False, 255, 255.0, 0.0, 0.0)
     off = np.abs(ours.astype(np.int16) - theirs)
     square = float((off.astype(np.float64) ** 2).mean())
@@ -81,17 +93,17 @@ def read_frames(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
     except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InvalidInputError(f"{path.name} could not be read: {error}") from error
+        raise _unreadable(path, error) from error
     return np.stack(frames)
 
 
 def heatmap(pair: Pair) -> np.ndarray:
-    """Where the first frames differ, uint8 (H, W, 3): black is equal, white HEAT levels or more.
+    """Where the shown frames differ, uint8 (H, W, 3): black is equal, white HEAT levels or more.
 
     All white if the sizes differ.
     """
-    ours, theirs = pair.ours[0], pair.theirs[0]
-    if ours.shape != theirs.shape:
+    ours, theirs = pair.ours[pair.shown], pair.theirs[pair.shown]
+    if not pair.same_size:
         return np.full_like(theirs, 255)
     off = np.abs(ours.astype(np.int16) - theirs).max(axis=2)
     heat = np.clip(off / HEAT, 0, 1)[..., None]
@@ -100,8 +112,8 @@ def heatmap(pair: Pair) -> np.ndarray:
 
 
 def side_by_side(pair: Pair) -> np.ndarray:
-    """The trainer's first frame, ours, and the heatmap in a row, uint8 (H, W, 3)."""
-    pictures = [pair.theirs[0], pair.ours[0], heatmap(pair)]
+    """The trainer's shown frame, ours, and the heatmap in a row, uint8 (H, W, 3)."""
+    pictures = [pair.theirs[pair.shown], pair.ours[pair.shown], heatmap(pair)]
     height = max(len(picture) for picture in pictures)
     width = sum(picture.shape[1] for picture in pictures) + GAP * (len(pictures) - 1)
     sheet = np.full((height, width, 3), 128, np.uint8)
@@ -135,4 +147,11 @@ def _video_frames(path: Path) -> np.ndarray:
         with av.open(str(path)) as file:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
     except (av.FFmpegError, ValueError) as error:
-        raise InvalidInputError(f"{path.name} could not be read: {error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        f"the sample {path.name} could not be read ({error}); take it out of {path.parent.name}/, "
+        "or leave its number out"
+    )

@@ -39,7 +39,7 @@ def config_file(folder: Path) -> Path:
             return folder / name
     raise InvalidInputError(
         f"no {FILES[0]} in {folder}; give the folder that the trainer wrote for the job "
-        "(training_folder/name), with its config.yaml"
+        "(training_folder/name), with its config.yaml, or the configuration itself"
     )
 
 
@@ -55,7 +55,10 @@ def read_config(path: Path, environment: Mapping[str, str] = os.environ) -> dict
             raise InvalidInputError(f"{path.name} has over {MAX_BYTES >> 20} MiB; it is no job's")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path} could not be read: {error}") from error
+        raise InvalidInputError(
+            f"{path} could not be read as a configuration ({error}); give the job's folder, or its "
+            "config.yaml"
+        ) from error
     text = PLACEHOLDER.sub(lambda found: _value(found[1], environment), text)
     config = _parse(path, text)
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):

@@ -27,11 +27,13 @@ class Problem:
 USED = {
     "process": "type training_folder trigger_word network save train model sample datasets device",
     "model": """
-        name_or_path arch dtype is_flux is_xl is_lumina2""",
+        name_or_path arch dtype is_flux is_xl is_lumina2 low_vram assistant_lora_path
+        inference_lora_path lora_path model_kwargs quantize quantize_te qtype qtype_te
+        layer_offloading auto_memory accuracy_recovery_adapter""",
     "train": "dtype steps unload_text_encoder cache_text_embeddings train_text_encoder",
     "sample": """
         sampler width height neg seed walk_seed guidance_scale sample_steps network_multiplier
-        guidance_rescale format num_frames fps prompts samples""",
+        guidance_rescale format num_frames fps prompts samples do_cfg_norm""",
     "samples": """
         prompt width height neg seed guidance_scale sample_steps fps num_frames ctrl_img ctrl_idx
         ctrl_img_1 ctrl_img_2 ctrl_img_3 network_multiplier""",
@@ -43,8 +45,8 @@ WITHOUT_EFFECT = {
         log_dir logging performance_log_every torch_profiler training_seed sqlite_db_path
         validation_config""",
     "model": """
-        ignore_if_contains only_if_contains vae_device te_device cache_size_limit quantize_kwargs
-        qtype qtype_te layer_offloading_transformer_percent layer_offloading_text_encoder_percent
+        ignore_if_contains only_if_contains vae_device te_device cache_size_limit
+        layer_offloading_transformer_percent layer_offloading_text_encoder_percent
         split_model_over_gpus split_model_other_module_param_count_scale unet_sample_size
         refiner_start_at""",
     "train": """
@@ -94,23 +96,15 @@ PLAIN = {
         "do_lorm": (False, "LoRM replaces layers"),
     },
     "model": {
-        "quantize": (False, "quantized weights"),
-        "quantize_te": (False, "quantized text encoders"),
-        "layer_offloading": (False, "offloaded layers"),
-        "auto_memory": (False, "offloaded layers"),
+        "quantize_kwargs": ({}, "other layers are quantized"),
         "vae_path": (None, "another VAE"),
         "unet_path": (None, "another denoiser"),
         "refiner_name_or_path": (None, "a refiner"),
-        "lora_path": (None, "a LoRA fused into the base"),
-        "assistant_lora_path": (None, "a training adapter"),
-        "inference_lora_path": (None, "a LoRA for sampling"),
         "unconditional_lora_path": (None, "a LoRA for the negative prompt"),
         "use_flux_cfg": (False, "classifier-free guidance on FLUX"),
         "is_v_pred": (False, "v-prediction"),
-        "accuracy_recovery_adapter": (None, "an accuracy recovery adapter"),
         "attn_masking": (False, "masked text on FLUX"),
         "te_name_or_path": (None, "another text encoder"),
-        "model_kwargs": ({}, "settings of the architecture's own"),
         "model_paths": ({}, "parts from elsewhere"),
         "experimental_xl": (False, "an experimental SDXL"),
         "text_encoder_bits": (16, "a text encoder in fewer bits"),
@@ -120,7 +114,6 @@ PLAIN = {
         "compile": (False, "compiled kernels round otherwise"),
         "block_compile": (False, "compiled kernels round otherwise"),
         "in_context": (False, "in-context samples"),
-        "low_vram": (False, "the VAE may decode in tiles, by model and version"),
     },
     "train": {
         "free_u": (False, "FreeU"),
@@ -128,12 +121,15 @@ PLAIN = {
         "show_turbo_outputs": (False, "turbo outputs"),
         "merge_network_on_save": (False, "the saved file is merged"),
     },
-    "sample": {"do_cfg_norm": (False, "normalized guidance")},
+    "sample": {},
     "samples": {},
 }
+TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 FOLLOWERS = {"vae_dtype": "dtype", "te_dtype": "dtype", "extras_name_or_path": "name_or_path"}
-NOT_QUANTIZED = ("sd15", "sdxl")  # the trainer leaves these as they are, and then never merges
-QUANTIZATION = ("quantize", "quantize_te")
+# How the trainer's names of models start that are drawn with one value of `low_vram` alone.
+LOW_VRAM = {"wan21": False}
+# How the trainer's names of models start whose text encoder is shown `ctrl_img` and `ctrl_img_1`.
+SHOWN_TWICE = ("qwen_image_edit_plus", "krea2:o_edit")
 COMPILE_DETAILS = ("compile_mode", "compile_dynamic", "compile_fullgraph")
 
 
@@ -142,17 +138,17 @@ def problems_of(process: Mapping[str, Any], arch: str) -> Iterator[Problem]:
 
     arch: the trainer's name of the model.
     """
-    if arch in NOT_QUANTIZED:
-        model = process.get("model") or {}
-        kept = {field: value for field, value in model.items() if field not in QUANTIZATION}
-        process = {**process, "model": kept}
+    yield from _kind(process)
     yield from _section("process", "", process)
     for name in ("model", "train", "sample"):
         section = process.get(name) or {}
         yield from _section(name, f"{name}.", section)
     for index, item in enumerate((process.get("sample") or {}).get("samples") or []):
         yield from _section("samples", f"sample.samples[{index}].", item)
+        if arch.startswith(SHOWN_TWICE):
+            yield from _first_pictures(f"sample.samples[{index}].", item)
     yield from _followers(process)
+    yield from _low_vram(process, arch)
 
 
 def _section(kind: str, prefix: str, section: Mapping[str, Any]) -> Iterator[Problem]:
@@ -177,3 +173,23 @@ def _followers(process: Mapping[str, Any]) -> Iterator[Problem]:
     for field, other in FOLLOWERS.items():
         if model.get(field) not in (None, model.get(other)):
             yield Problem(f"model.{field}", model[field], f"unlike {other}; not reproduced")
+
+
+def _kind(process: Mapping[str, Any]) -> Iterator[Problem]:
+    if (kind := process.get("type")) not in TRAINERS:
+        yield Problem("type", kind, "another kind of process, which may draw samples otherwise")
+
+
+def _low_vram(process: Mapping[str, Any], arch: str) -> Iterator[Problem]:
+    value = bool((process.get("model") or {}).get("low_vram"))
+    for start, reproduced in LOW_VRAM.items():
+        if arch.startswith(start) and value is not reproduced:
+            why = "the VAE works in tiles, or the noise is rounded, by model and version"
+            yield Problem("model.low_vram", value, f"{why}; not reproduced")
+
+
+def _first_pictures(prefix: str, item: Mapping[str, Any]) -> Iterator[Problem]:
+    first, again = item.get("ctrl_img"), item.get("ctrl_img_1")
+    if first and again and first != again:
+        why = "the text encoder sees it beside another ctrl_img; not reproduced"
+        yield Problem(f"{prefix}ctrl_img_1", again, why)

@@ -9,11 +9,14 @@ from typing import Any
 
 from ..core.errors import InvalidInputError
 from ..core.prompts import parse_flags, replace_trigger
+from ..core.quantizing import qtypes_of_job
 from ..core.requests import AdapterRef, Recipe, SampleRequest
 from ..core.specs import ModelSpec
+from .base_loras import base_lora_problems, base_loras_of
 from .config import config_file, processes, read_config
 from .fields import Problem, problems_of
 from .folder import Checkpoint, SampleSet, choose_checkpoint, find_checkpoints, find_samples
+from .model_kwargs import low_vram_of, model_kwargs_problems, switches_of
 from .models import model_of, weights_of
 
 DTYPES = {
@@ -48,7 +51,8 @@ class JobSample:
 class Job:
     """What a job folder says. recipe: the model as trained, without adapters.
 
-    format: the ending of its sample files. problems: fields that are not reproduced.
+    format: the ending of its sample files. averaged: the job had EMA, so that its files and its
+    samples both have the averaged weights. problems: fields that are not reproduced.
     """
 
     folder: Path
@@ -62,9 +66,14 @@ class Job:
     trigger_word: str
     cached_text: bool
     live: bool
+    averaged: bool
+    low_vram: bool
+    switches: tuple[tuple[str, bool], ...]  # see SampleRequest
     checkpoints: tuple[Checkpoint, ...]
     sample_sets: tuple[SampleSet, ...]
     problems: tuple[Problem, ...]
+    process: int = 0
+    processes: int = 1
 
     def recipe(self, step: int, weights: str = "") -> Recipe:
         """The model with the adapters that samples of this step were drawn with.
@@ -72,13 +81,18 @@ class Job:
         weights: where the base is, if not where the job says. Raises InvalidInputError if the
         weights of the step were not kept.
         """
+        quantize, encoders = qtypes_of_job(self.section, self.spec)
         base = Recipe(
             self.spec.id,
             weights=weights or weights_of(self.section, self.spec),
             dtype=self.dtype,
-            quantize="none",
+            quantize=quantize,
+            quantize_te=encoders,
+            layer_offloading=_offloads_layers(self.section),
             mode="live" if self.live else "as_trainer",
+            low_vram="on" if self.low_vram else "off",
         )
+        base = replace(base, **base_loras_of(self.section, self.spec, self.folder))
         if step == 0 and not self.checkpoints:
             return base
         # before its first step a network changes nothing; the file still names the version
@@ -100,7 +114,8 @@ class Job:
         if not name.isdecimal() or int(name) not in steps:
             raise InvalidInputError(
                 f"{self.name} has no step {name} with weights{' and samples' * with_samples}; "
-                f"it has: {', '.join(map(str, steps)) or 'none'} (0 is before training)"
+                f"it has: {', '.join(map(str, steps)) or 'none'} (0 is before training). Of "
+                "others the trainer keeps the weights of the last few (save.max_step_saves_to_keep)"
             )
         return int(name)
 
@@ -122,14 +137,17 @@ def read_job(folder: str | Path, process: int = 0) -> Job:
     config = read_config(file)
     found = processes(config)
     if not 0 <= process < len(found):
-        raise InvalidInputError(f"the job has {len(found)} processes; there is no number {process}")
-    return _job(file.parent, config["config"]["name"], found[process])
+        raise InvalidInputError(
+            f"the job has {len(found)} process(es), from number 0; there is no number {process}"
+        )
+    job = _job(file.parent, config["config"]["name"], found[process])
+    return replace(job, process=process, processes=len(found))
 
 
 def requests_of(job: Job, recipe: Recipe, controls: Mapping[str, Any]) -> Iterator[SampleRequest]:
     """The requests of a job's samples, in order, on a recipe that Job.recipe gave.
 
-    controls: path in the configuration -> PIL image.
+    controls: path in the configuration -> PIL image, of those that there are.
     """
     for sample in job.samples:
         adapters = tuple(
@@ -140,8 +158,9 @@ def requests_of(job: Job, recipe: Recipe, controls: Mapping[str, Any]) -> Iterat
             prompt=sample.prompt,
             trigger_word=job.trigger_word,
             cached_text=job.cached_text,
-            control_images=tuple(controls[path] for path in sample.controls),
+            control_images=tuple(controls[path] for path in sample.controls if path in controls),
             doubled_control=sample.doubled and job.spec.control_images.doubled,
+            switches=job.switches,
             **sample.settings,
         )
 
@@ -151,7 +170,7 @@ def _job(folder: Path, name: str, process: dict[str, Any]) -> Job:
     spec = model_of(model)
     trigger = str(process.get("trigger_word") or "")
     samples = tuple(_samples(spec, process.get("sample") or {}))
-    quantized = any(model.get(key) for key in ("quantize", "layer_offloading", "auto_memory"))
+    quantized = bool(model.get("quantize")) or _offloads_layers(model)
     return Job(
         folder=folder,
         name=name,
@@ -163,10 +182,17 @@ def _job(folder: Path, name: str, process: dict[str, Any]) -> Job:
         format=_format(process.get("sample") or {}),
         trigger_word=trigger,
         cached_text=_is_cached(process, train),
-        live=bool(quantized) or len(set(_multipliers(samples, trigger))) > 1,
+        live=quantized or len(set(_multipliers(samples, trigger))) > 1,
+        averaged=bool((train.get("ema_config") or {}).get("use_ema")),
+        low_vram=low_vram_of(process, spec),
+        switches=switches_of(process, spec),
         checkpoints=find_checkpoints(folder, name),
         sample_sets=find_samples(folder),
-        problems=tuple(problems_of(process, spec.arch)),
+        problems=(
+            *problems_of(process, spec.arch),
+            *model_kwargs_problems(process, spec),
+            *base_lora_problems(model, spec, folder),
+        ),
     )
 
 
@@ -234,6 +260,10 @@ def _format(section: Mapping[str, Any]) -> str:
     ending = str(section.get("format", SAMPLE_DEFAULTS["format"]))
     frames = section.get("num_frames", 1)
     return "webp" if frames > 1 else ending
+
+
+def _offloads_layers(section: Mapping[str, Any]) -> bool:
+    return bool(section.get("layer_offloading", section.get("auto_memory")))
 
 
 def _dtype(name: object) -> str:

@@ -32,6 +32,9 @@ def model_of(section: Mapping[str, Any]) -> ModelSpec:
         )
     if base == "flux":  # Flex.1's arch is FLUX.1's by another name
         fitting += [spec for spec in list_models() if spec.arch == "flex1"]
+    if base == "krea2":  # the trainer goes by the setting, whatever its form calls the variant
+        task = "edit" if (section.get("model_kwargs") or {}).get("edit") else "text-to-image"
+        fitting = [spec for spec in fitting if spec.task == task]
     return max(fitting, key=lambda spec: _likeness(spec, arch, name))
 
 

@@ -29,12 +29,14 @@ def planned(
     recipe: Recipe,
     only: tuple[int, ...] = (),
     controls: Path | None = None,
+    anyway: bool = False,
 ) -> list[tuple[JobSample, SampleRequest]]:
     """The requests of a job's samples, or of those numbered in `only`.
 
     controls: a folder that holds the control images under their names, where the paths in the
-    configuration are another machine's. Raises InvalidInputError for a number the job has not,
-    and for a control image that is nowhere.
+    configuration are another machine's. anyway: a control image that is nowhere is left out, if the
+    model can do without. Raises InvalidInputError for it otherwise, and for a number that the job
+    has not.
     """
     wanted = set(only) or {sample.index for sample in job.samples}
     if strange := sorted(wanted - {sample.index for sample in job.samples}):
@@ -42,8 +44,10 @@ def planned(
             f"the job has samples 0 to {len(job.samples) - 1}; there is no number {strange[0]}"
         )
     chosen = replace(job, samples=tuple(s for s in job.samples if s.index in wanted))
-    files = {name: find_control(name, controls) for s in chosen.samples for name in s.controls}
-    images = {name: read_control_image(file) for name, file in files.items()}
+    needed = not anyway or job.spec.control_images.required > 0
+    names = dict.fromkeys(name for sample in chosen.samples for name in sample.controls)
+    files = {name: find_control(name, controls, needed) for name in names}
+    images = {name: read_control_image(file) for name, file in files.items() if file}
     return list(zip(chosen.samples, requests_of(chosen, recipe, images), strict=True))
 
 
@@ -66,16 +70,18 @@ def sample_name(step: int, index: int, ending: str) -> str:
     return f"{step:09d}_{index}.{ending}"
 
 
-def find_control(path: str, folder: Path | None) -> Path:
+def find_control(path: str, folder: Path | None, needed: bool = True) -> Path | None:
     """Where a control image of the configuration is on this machine.
 
-    Raises InvalidInputError if it is neither where the job had it nor in the folder.
+    If it is neither where the job had it nor in the folder, None, or InvalidInputError if needed.
     """
     name = path.replace("\\", "/").rpartition("/")[2]
     places = [folder / name] if folder else [Path(path)]
     for place in places:
         if place.is_file():
             return place
+    if not needed:
+        return None
     raise InvalidInputError(
         f"the job's control image {name} is not {'in ' + str(folder) if folder else 'at ' + path}; "
         "put it into a folder and name that with --control-images"

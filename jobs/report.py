@@ -13,7 +13,7 @@ import numpy as np
 from ..engine.whole_file import whole_file
 from .compare import HEAT, side_by_side
 from .job import Job
-from .verdict import DRIFTED, IDENTICAL, Verdict, summary
+from .verdict import DRIFTED, IDENTICAL, Verdict, in_words, summary
 
 COLOURS = {IDENTICAL: "#2a7d46", DRIFTED: "#b3372f"}
 STYLE = """
@@ -44,6 +44,7 @@ def write_report(job: Job, verdicts: list[Verdict], path: Path) -> None:
         f"weights rounded off, {counts['drifted']} drifted.</p>",
         f'<p class="small">Each row: the trainer&rsquo;s sample, this rendering, where they differ '
         f"(black: not at all; white: {HEAT} levels of 255 or more).</p>",
+        *_made_with(verdicts),
         *(_sample(verdict) for verdict in verdicts),
         *_problems(job),
     ]
@@ -64,13 +65,36 @@ def _sample(verdict: Verdict) -> str:
     return (
         f"<h2>Step {verdict.step}, sample {verdict.index} "
         f'<span class="verdict" style="background:{colour}">{verdict.verdict}</span></h2>'
-        f"<p class=small>{escape(verdict.file.name)}</p>"
+        f"<p class=small>{escape(verdict.file.name)}{_which_frame(verdict)}</p>"
         f"<img alt='' src='{_data(side_by_side(verdict.pair))}'>"
         f"{_numbers(verdict)}" + (f"<p>Likely causes:</p><ol>{causes}</ol>" if causes else "")
     )
 
 
+def _made_with(verdicts: list[Verdict]) -> list[str]:
+    # the environment of the renderings is one and the same
+    info = next((verdict.info for verdict in verdicts if verdict.info), None)
+    if info is None:
+        return []
+    libraries = ", ".join(f"{name} {number}" for name, number in info["libraries"].items())
+    adapters = ", ".join(adapter["file"] for adapter in info["adapters"]) or "none"
+    text = (
+        f"Drawn on {info['device']} as trainer {info['trainer_version']} draws; base "
+        f"{info['weights']}, weights {adapters}; {libraries}."
+    )
+    return [f'<p class="small">{escape(text)}</p>']
+
+
+def _which_frame(verdict: Verdict) -> str:
+    frames = len(verdict.pair.theirs)
+    if frames == 1:
+        return ""
+    return f", frame {verdict.pair.shown + 1} of {frames}, the one that differs most"
+
+
 def _numbers(verdict: Verdict) -> str:
+    if not verdict.difference.same_size:
+        return f"<p>{escape(in_words(verdict))}</p>"
     rows: list[tuple[str, Any]] = [("difference", verdict.difference)]
     if verdict.rounding is not None:
         rows.append(("what rounding the weights otherwise does", verdict.rounding))

@@ -1,5 +1,6 @@
 """ComfyUI nodes: tensors and widgets to requests and back, nothing else."""
 
+from . import _routes
 from .job import AIToolkitCompareSamples, AIToolkitRenderSamples, LoadAIToolkitJob
 from .lora import ApplyAIToolkitLoRA
 from .model import LoadAIToolkitModel
@@ -24,3 +25,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AIToolkitRenderSamples": "AI Toolkit Render Samples",
     "AIToolkitCompareSamples": "AI Toolkit Compare Samples",
 }
+
+_routes.register()

@@ -54,6 +54,14 @@ def find_lora(name: str) -> str:
     return folder_paths.get_full_path_or_raise("loras", name)
 
 
+def lora_files() -> dict[str, str]:
+    """The full path of every file of ComfyUI's loras list, by its name there."""
+    import folder_paths
+
+    paths = {name: folder_paths.get_full_path("loras", name) for name in list_loras()}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
 def list_jobs() -> list[str]:
     """Training jobs in ComfyUI's aitk_jobs folders, by their folders' names."""
     return sorted(_jobs())
@@ -111,15 +119,6 @@ def link_problem(url: str) -> str:
     return ""
 
 
-def make_room() -> None:
-    """Lets ComfyUI drop its own models from the GPU before ours is loaded."""
-    import comfy.model_management
-
-    if comfy.model_management.get_torch_device().type != "cpu":
-        comfy.model_management.unload_all_models()
-        comfy.model_management.soft_empty_cache()
-
-
 def step_reporter(node_id: str) -> Callable[[Any], None]:
     """Shows each step and its preview on a node, and stops the run when the user says so."""
     import comfy.model_management
@@ -175,6 +174,19 @@ def output_file(prefix: str, width: int, height: int, ending: str) -> tuple[Path
     )
     path = Path(folder) / f"{name}_{counter:05}_.{ending}"
     return path, {"filename": path.name, "subfolder": subfolder, "type": "output"}
+
+
+def temporary_picture(pixels: Any) -> dict[str, str]:
+    """How the page is told of a uint8 (H, W, 3) picture, written into ComfyUI's temp folder."""
+    import folder_paths
+    from PIL import Image
+
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        "aitk_compare", folder_paths.get_temp_directory(), pixels.shape[1], pixels.shape[0]
+    )
+    path = Path(folder) / f"{name}_{counter:05}_.png"
+    Image.fromarray(pixels).save(path, compress_level=1)
+    return {"filename": path.name, "subfolder": subfolder, "type": "temp"}
 
 
 def metadata_is_off() -> bool:

@@ -95,8 +95,8 @@ def _patcher_class() -> Any:
         """Places nothing, as the engine does; counts what is on the device, and evicts it."""
 
         def __init__(self, engine: Any) -> None:
+            self._engine = engine  # before: ComfyUI 0.3.64 asks for the size in its __init__
             super().__init__(AIToolkitModel(), engine.device, torch.device("cpu"), size=1)
-            self._engine = engine
 
         def model_size(self) -> int:
             return self._engine.weight_bytes(self._engine.device)

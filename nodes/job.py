@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.errors import AitkError, InvalidInputError
 from ..core.requests import Recipe
-from . import _comfy
+from . import _comfy, _memory
 
 AS_TRAINED = "as trained"
 
@@ -98,7 +98,7 @@ class LoadAIToolkitJob:
         found = read_job(_comfy.find_job(job))
         number = found.find_step(step)
         base = "" if weights == AS_TRAINED else _comfy.find_weights(weights)
-        recipe = as_trained(found, number, base, anyway)
+        recipe = _memory.keep_while_used(_comfy.engine(), as_trained(found, number, base, anyway))
         if weights == AS_TRAINED:
             _comfy.check_inside(recipe.weights)
         loaded = LoadedJob(found, number, recipe)
@@ -141,20 +141,19 @@ class AIToolkitRenderSamples:
         folder = _comfy.input_folder()
         requests = planned(samples.job, model, read_numbers(only), folder)
         engine = _comfy.engine()
-        if not engine.holds(model):
-            _comfy.make_room()
         images, infos = [], []
         status = _comfy.status_reporter(unique_id)
-        for drawn in render(
-            engine,
-            requests,
-            on_sample=lambda done, total: status(f"{done} of {total} samples"),
-            on_step=_comfy.step_reporter(unique_id),
-            on_status=status,
-            previews=True,
-        ):
-            images.append(_comfy.frames_to_image(drawn.result.frames))
-            infos.append({"index": drawn.sample.index} | drawn.result.info)
+        with _memory.room_for(engine, model):
+            for drawn in render(
+                engine,
+                requests,
+                on_sample=lambda done, total: status(f"{done} of {total} samples"),
+                on_step=_comfy.step_reporter(unique_id),
+                on_status=status,
+                previews=True,
+            ):
+                images.append(_comfy.frames_to_image(drawn.result.frames))
+                infos.append({"index": drawn.sample.index} | drawn.result.info)
         return images, json.dumps(infos, indent=2)
 
 
@@ -217,7 +216,24 @@ class AIToolkitCompareSamples:
         text = json.dumps(summary(verdicts), indent=2)
         heat = [_comfy.frames_to_image(heatmap(v.pair)[None]) for v in verdicts]
         sides = [_comfy.frames_to_image(side_by_side(v.pair)[None]) for v in verdicts]
-        return {"ui": {"text": [text]}, "result": (text, heat, sides)}
+        shown = {"text": [text], "aitk_samples": _comparable(verdicts)}
+        return {"ui": shown, "result": (text, heat, sides)}
+
+
+def _comparable(verdicts: list[Any]) -> list[dict[str, Any]]:
+    """What the page's slider shows of each sample: one frame, as files in ComfyUI's temp."""
+    from ..jobs.compare import heatmap
+
+    return [
+        {
+            "index": verdict.index,
+            "verdict": verdict.verdict,
+            "trainer": _comfy.temporary_picture(verdict.pair.theirs[verdict.pair.shown]),
+            "rendered": _comfy.temporary_picture(verdict.pair.ours[verdict.pair.shown]),
+            "heatmap": _comfy.temporary_picture(heatmap(verdict.pair)),
+        }
+        for verdict in verdicts
+    ]
 
 
 def read_numbers(text: str) -> tuple[int, ...]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import InvalidInputError
 from ..core.requests import MODES, AdapterRef, Recipe
-from . import _comfy
+from ..pipelines._registry import get_model
+from . import _comfy, _memory
 
 NONE = "none"
+TRAINED = "trained"
+ROLES = {
+    TRAINED: "",
+    "assistant": "assistant_lora_path",
+    "inference": "inference_lora_path",
+    "base": "lora_path",
+}
 TINY = "tiny"
 
 
@@ -86,11 +96,25 @@ class ApplyAIToolkitLoRA:
                         "never from here.",
                     },
                 ),
+                "role": (
+                    list(ROLES),
+                    {
+                        "tooltip": "What the file was in the job. trained: its result. assistant: "
+                        "model.assistant_lora_path (FLUX, Z-Image, Krea 2), merged into the base "
+                        "and taken away while sampling. inference: model.inference_lora_path "
+                        "(FLUX). base: model.lora_path (SD, SDXL, FLUX), fused into the base. "
+                        "Those three take no multiplier."
+                    },
+                ),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, multiplier: float, url: str = "") -> bool | str:
+    def VALIDATE_INPUTS(cls, multiplier: float, url: str = "", role: str = TRAINED) -> bool | str:
+        if role not in ROLES:
+            return f"role={role!r}; it must be one of {', '.join(ROLES)}"
+        if role != TRAINED and multiplier != 1:
+            return f"multiplier={multiplier}; with the role {role} it is 1, as in the trainer"
         if not math.isfinite(multiplier) or abs(multiplier) > 100:
             return f"multiplier={multiplier}; it must be a number from -100 to 100"
         return _comfy.link_problem(url) or True
@@ -113,8 +137,9 @@ class ApplyAIToolkitLoRA:
         mode: str = "as_trainer",
         allow_partial: bool = False,
         url: str = "",
+        role: str = TRAINED,
         unique_id: str = "",
-    ) -> tuple[Recipe, str]:
+    ) -> dict[str, Any]:
         from ..adapters.report import describe
 
         name = url.strip() or lora_name
@@ -128,7 +153,23 @@ class ApplyAIToolkitLoRA:
             describe(adapter, name, binding)
             for (adapter, binding), name in zip(fits, names, strict=False)
         ]
-        return model.with_adapter(ref, mode), "\n\n".join(texts)
+        report = "\n\n".join(texts)
+        if role == TRAINED:
+            recipe = model.with_adapter(ref, mode)
+        else:
+            recipe = _on_base(model, ROLES[role], path)
+        recipe = _memory.keep_while_used(_comfy.engine(), recipe)
+        return {"ui": {"text": [report]}, "result": (recipe, report)}
+
+
+def _on_base(model: Recipe, field: str, path: str) -> Recipe:
+    from ..engine.training_adapters import check_base_loras
+
+    if before := getattr(model, field):
+        raise InvalidInputError(f"{path} is given as {field}, but {before} is it already")
+    recipe = replace(model, **{field: path})
+    check_base_loras(get_model(recipe.model), recipe)
+    return recipe
 
 
 def _is_file(name: str) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.errors import AitkError
-from ..core.requests import DTYPES, OFFLOAD, QUANTIZE, Recipe
+from ..core.qtypes import NAMES, NONE
+from ..core.requests import DTYPES, LOW_VRAM, OFFLOAD, QUANTIZE, Recipe
 from ..core.versions import TRAINER_VERSIONS
 from ..pipelines._registry import get_model, list_models
-from . import _comfy
+from . import _comfy, _memory
+
+AS_QUANTIZE = "as quantize"
 
 
 class LoadAIToolkitModel:
@@ -47,7 +50,10 @@ class LoadAIToolkitModel:
                 ),
                 "quantize": (
                     list(QUANTIZE),
-                    {"tooltip": "as_trained follows a job's settings; without one it is none."},
+                    {
+                        "tooltip": "as_trained follows a job's settings; without one it is none. A "
+                        "qtype is for the text encoder, too: choose the job's, usually qfloat8."
+                    },
                 ),
                 "trainer_version": (
                     list(TRAINER_VERSIONS),
@@ -61,6 +67,30 @@ class LoadAIToolkitModel:
                     {
                         "tooltip": "Where weights wait. auto keeps all on the GPU if they fit, "
                         "else only the part that works. The picture does not change."
+                    },
+                ),
+                "quantize_te": (
+                    [AS_QUANTIZE, NONE, *NAMES],
+                    {
+                        "advanced": True,
+                        "tooltip": "The job's qtype_te, where it is another than the model's.",
+                    },
+                ),
+                "layer_offloading": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "advanced": True,
+                        "tooltip": "On if the job had layer_offloading: its quantized layers "
+                        "compute otherwise.",
+                    },
+                ),
+                "low_vram": (
+                    list(LOW_VRAM),
+                    {
+                        "advanced": True,
+                        "tooltip": "The job's low_vram, with which some VAEs work in tiles. auto "
+                        "is as in jobs of the trainer's own form.",
                     },
                 ),
             },
@@ -88,14 +118,19 @@ class LoadAIToolkitModel:
         quantize: str = "as_trained",
         trainer_version: str = "auto",
         offload: str = "auto",
+        quantize_te: str = AS_QUANTIZE,
+        layer_offloading: bool = False,
+        low_vram: str = "auto",
     ) -> tuple[Recipe]:
-        return (
-            Recipe(
-                model=model,
-                weights=_comfy.find_weights(weights),
-                dtype=dtype,
-                quantize=quantize,
-                trainer_version=trainer_version,
-                offload=offload,
-            ),
+        recipe = Recipe(
+            model=model,
+            weights=_comfy.find_weights(weights),
+            dtype=dtype,
+            quantize=quantize,
+            trainer_version=trainer_version,
+            offload=_memory.offload_as_started(offload),
+            quantize_te="" if quantize_te == AS_QUANTIZE else quantize_te,
+            layer_offloading=layer_offloading,
+            low_vram=low_vram,
         )
+        return (_memory.keep_while_used(_comfy.engine(), recipe),)

@@ -9,7 +9,7 @@ from ..core.errors import AitkError
 from ..core.prompts import parse_flags
 from ..core.requests import MAX_SEED, MAX_SIDE, MAX_STEPS, Recipe, SampleRequest
 from ..pipelines._registry import list_models
-from . import _comfy
+from . import _comfy, _memory
 
 DEFAULT = "default"
 
@@ -219,14 +219,13 @@ class AIToolkitSample:
         )
         engine = _comfy.engine()
         engine.plan(request)
-        if not engine.holds(model):
-            _comfy.make_room()
-        result = engine.sample(
-            request,
-            on_step=_comfy.step_reporter(unique_id),
-            on_status=_comfy.status_reporter(unique_id),
-            previews=True,
-        )
+        with _memory.room_for(engine, model):
+            result = engine.sample(
+                request,
+                on_step=_comfy.step_reporter(unique_id),
+                on_status=_comfy.status_reporter(unique_id),
+                previews=True,
+            )
         images = _comfy.frames_to_image(result.frames)
         audio = _comfy.sound_to_audio(result.audio, result.audio_rate)
         return images, audio, float(result.fps), json.dumps(result.info, indent=2)

@@ -6,23 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.nn import Linear, Module, Parameter
 
 from ..core.errors import CheckpointError
 from ..core.released_names import released
 
 
-def fused(*layers: nn.Linear) -> nn.Linear:
+def fused(*layers: Linear) -> Linear:
     """One linear layer whose rows are those of the given ones, in order.
 
     In bf16 the layers one by one round otherwise, at the released widths.
     """
     first = layers[0]
     rows = sum(layer.out_features for layer in layers)
-    layer = nn.Linear(first.in_features, rows, bias=first.bias is not None, device="meta")
-    layer.weight = nn.Parameter(torch.cat([part.weight for part in layers]), requires_grad=False)
+    layer = Linear(first.in_features, rows, bias=first.bias is not None, device="meta")
+    layer.weight = Parameter(torch.cat([part.weight for part in layers]), requires_grad=False)
     if first.bias is not None:
-        layer.bias = nn.Parameter(torch.cat([part.bias for part in layers]), requires_grad=False)
+        layer.bias = Parameter(torch.cat([part.bias for part in layers]), requires_grad=False)
     return layer
 
 
@@ -54,8 +54,8 @@ def count(shapes: dict[str, list[int]], start: str) -> int:
 
 
 def read_released(
-    module: nn.Module, file: Path, rules: tuple[tuple[str, str], ...], dtype: torch.dtype
-) -> nn.Module:
+    module: Module, file: Path, rules: tuple[tuple[str, str], ...], dtype: torch.dtype
+) -> Module:
     """The empty module with its weights from a file in the names of the first release.
 
     Floating-point tensors become `dtype`, and stay in the mapped file where they are. Raises
@@ -77,13 +77,13 @@ def read_released(
     return module
 
 
-def _put(module: nn.Module, path: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+def _put(module: Module, path: str, value: torch.Tensor, dtype: torch.dtype) -> None:
     owner, _, leaf = path.rpartition(".")
     part = module.get_submodule(owner)
     shape = getattr(part, leaf).shape
     value = value.to(dtype) if value.is_floating_point() else value
     value = value.reshape(shape)  # a convolution of 1x1 as a linear layer
     if leaf in dict(part.named_parameters(recurse=False)):
-        setattr(part, leaf, nn.Parameter(value, requires_grad=False))
+        setattr(part, leaf, Parameter(value, requires_grad=False))
     else:
         part.register_buffer(leaf, value)

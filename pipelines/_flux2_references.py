@@ -21,39 +21,41 @@ TOKEN = 16  # px a side
 APART = 10  # frames between a picture and the next, of which the sample is the first
 
 
-def check_references(context: Any) -> None:
+def check_references(request: Any, _settings: Any) -> None:
     """Raises InvalidInputError for pictures that the trainer's own code fails on."""
-    for number, image in enumerate(context.control_images, 1):
+    model, dtype = request.recipe.model, request.recipe.dtype
+    for number, image in enumerate(request.control_images, 1):
         width, height = image.size
         aspect = max(width, height) / min(width, height)
         if min(width, height) < LEAST_SIDE or aspect > MOST_ASPECT:
             raise InvalidInputError(
-                f"control image {number} is {width}x{height} px; {context.model.spec.id} takes "
+                f"control image {number} is {width}x{height} px; {model} takes "
                 f"sides of {LEAST_SIDE} px or more, the longer one at most {MOST_ASPECT} times the "
                 "shorter: crop or enlarge it"
             )
-    if context.control_images and context.model.dtype == torch.float16:
+    if dtype == "fp16":
         raise InvalidInputError(
-            f"{context.model.spec.id} with control images in fp16: their tokens are bf16, which "
-            "the trainer fails to join with fp16; use dtype bf16 or fp32"
+            f"{model} with control images in fp16: their tokens are bf16, which the trainer fails "
+            "to join with fp16; use dtype bf16 or fp32"
         )
 
 
 def reference_tokens(context: Any, vae: Any) -> tuple[Any, Any]:
     """Of all pictures: tokens (1, N, 128), bf16 in every precision, and positions (N, 4), int64.
 
-    N is 0 without pictures. Positions are (frame, y, x, 0).
+    Positions are (frame, y, x, 0). Without pictures, N is 0 and the precision the model's.
     """
     model, frame = context.model, 0
     tokens = [torch.empty(1, 0, 4 * model.spec.latent_channels, device=model.device)]
     positions = [torch.empty(0, 4, dtype=torch.int64)]
+    dtype = torch.bfloat16 if context.control_images else model.dtype
     for image in context.control_images:
         frame += APART
         encoded = _encode(vae, _pixels(image).to(model.device, model.dtype))
         tokens.append(encoded.flatten(2).mT)
         sides = map(torch.arange, encoded.shape[2:])
         positions.append(torch.cartesian_prod(torch.tensor([frame]), *sides, torch.tensor([0])))
-    return torch.cat(tokens, dim=1).to(torch.bfloat16), torch.cat(positions).to(model.device)
+    return torch.cat(tokens, dim=1).to(dtype), torch.cat(positions).to(model.device)
 
 
 def _pixels(image: Any) -> Any:

@@ -21,7 +21,7 @@ from ..core.errors import MissingDependencyError
 PROMPT_TOKENS = 1024
 FRAME_RATE = 24.0  # that the network is told, whatever the clip is to have
 NORM_SCALE = 8  # of the states of LTX-2's prompt
-# What the trainer makes of a job with `low_vram`, as its own form fills it in, in px and frames.
+# What the trainer makes of a job with `low_vram`, in px and frames.
 TILES = {
     "tile_sample_min_height": 256,
     "tile_sample_min_width": 256,
@@ -169,12 +169,13 @@ def set_levels(context: Any, scheduler: Any, tokens: int) -> torch.Tensor:
 
 @contextmanager
 def tiled_as_trainer(context: Any) -> Iterator[None]:
-    """The video VAE works in parts as in a job with `low_vram`: by tiles, or later by frames."""
+    """The video VAE works in parts where the job has `low_vram`: by tiles, or later by frames."""
     vae = context.model.modules["vae"]
     by_frames = context.profile.has("ltx2_decoded_by_frames")
     for name, value in (CHUNKS if by_frames else TILES).items():
         setattr(vae, name, value)
-    vae.use_tiling, vae.use_framewise_decoding = not by_frames, by_frames
+    if context.settings.low_vram:
+        vae.use_tiling, vae.use_framewise_decoding = not by_frames, by_frames
     try:
         yield
     finally:

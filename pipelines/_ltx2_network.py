@@ -104,12 +104,13 @@ class Network:
                 latents, timestep, positive, spatio_temporal_guidance_blocks=SKIPPED_BLOCKS
             )
             alone = self._ask(latents, timestep, positive, isolate_modalities=True)
-        answers = towards, away, skipped, alone
+        others = away, skipped, alone
 
         def guided(modality: int) -> torch.Tensor:
             noisy = latents[modality]
-            clean = (None if x is None else noisy - x[modality] * level for x in answers)
-            return (noisy - self._guidances[modality].apply(*clean)) / level
+            clean = noisy - towards[modality] * level
+            rest = (None if x is None else noisy - x[modality] * level for x in others)
+            return (noisy - self._guidances[modality].apply(clean, *rest)) / level
 
         return guided(0), guided(1)
 

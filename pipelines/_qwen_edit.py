@@ -80,7 +80,7 @@ class PictureReader:
         Raises InvalidInputError for a picture that is too long.
         """
         if max(height, width) > STEEPEST * min(height, width):
-            raise too_long(width / height)
+            raise too_long(height, width)
         grid = self.patch_size * self.merge_size
         sides = tuple(round(side / grid) * grid for side in (height, width))
         if sides[0] * sides[1] > self.most:
@@ -145,11 +145,11 @@ def _turns(rotary: Any, _x: Any, position_ids: torch.Tensor) -> tuple[torch.Tens
     return angles.cos(), angles.sin()
 
 
-def too_long(ratio: float) -> InvalidInputError:
-    """What to raise for a control image that is much wider than high, or the other way round."""
+def too_long(*sides: int) -> InvalidInputError:
+    """What to raise for a control image that would be seen with these sides, px."""
     return InvalidInputError(
-        f"a control image has sides of {max(ratio, 1 / ratio):.0f}:1, too long for "
-        f"Qwen-Image-Edit; cut it to at most {STEEPEST}:1"
+        "a control image would be seen with sides of {} and {} px, too long for this checkpoint; "
+        "crop it".format(*sides)
     )
 
 
@@ -161,7 +161,7 @@ def sides_of_area(area: int, ratio: float) -> tuple[int, int]:
     first = math.sqrt(area * ratio)
     rounded = [round(side / GRID) * GRID for side in (first, first / ratio)]
     if 0 in rounded:
-        raise too_long(ratio)
+        raise too_long(*rounded)
     return rounded[0], rounded[1]
 
 

@@ -1,4 +1,4 @@
-"""The image-as-a-frame VAE of Qwen-Image: how it rounds, and a toy one."""
+"""The image-as-a-frame VAE of Qwen-Image: how it rounds, its tiles, and a toy one."""
 
 from __future__ import annotations
 
@@ -32,6 +32,24 @@ def norms_of(vae: Any, profile: Profile, change: str = "vae_norm_in_fp32") -> It
     finally:
         for norm in norms:
             del norm.forward
+
+
+@contextmanager
+def in_tiles(vae: Any, tiled: bool) -> Iterator[None]:
+    """The VAE working in overlapping tiles of 256 px, or at once."""
+    if not tiled:
+        yield
+        return
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+
+
+def is_tiled(context: Any) -> bool:
+    """Whether the trainer's VAE of Qwen-Image and its edit models works in tiles."""
+    return context.settings.low_vram and context.profile.has("qwen_tiled_vae")
 
 
 def _norm_in_own_dtype(norm: Any, x: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,7 @@ def _connectors(seed: int, newer: bool) -> torch.nn.Module:
 def _transformer(seed: int, newer: bool) -> torch.nn.Module:
     from diffusers import LTX2VideoTransformer3DModel
 
-    own = {
+    own: dict[str, Any] = {
         "gated_attn": True,
         "cross_attn_mod": True,
         "audio_gated_attn": True,
@@ -129,7 +129,7 @@ def _video_vae(seed: int, newer: bool) -> torch.nn.Module:
     from diffusers import AutoencoderKLLTX2Video
 
     own = {
-        "decoder_block_out_channels": (8, 16, 16, 16),
+        "decoder_block_out_channels": (8, 16, 16, 32),
         "decoder_layers_per_block": (1,) * 5,
         "decoder_spatio_temporal_scaling": (True,) * 4,
         "decoder_inject_noise": (False,) * 5,

@@ -128,7 +128,7 @@ def keeping(mask: torch.Tensor) -> Keep:
 @contextmanager
 def tiles_of(context: RenderContext, vae: Any) -> Iterator[None]:
     """The VAE decoding in overlapping tiles of 256 px, if this trainer version does."""
-    if not context.profile.has("wan22_tiled_vae"):
+    if not (context.settings.low_vram and context.profile.has("wan22_tiled_vae")):
         yield
         return
     vae.enable_tiling()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import Defaults, LoraLayout, ModelSpec, Quantizing
 
 T5_TOKENS = 512
 LEAST_GUIDANCE = 1.00001  # up to it the negative prompt is not looked at
@@ -162,6 +162,7 @@ CHROMA = ModelSpec(
     ),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/chroma/",
     components=("text_encoder", "transformer", "vae"),
+    quantizing=Quantizing(encoders=("text_encoder",), encoders_by="qtype"),
     elsewhere=(
         ("text_encoder", f"{EXTRAS}/text_encoder_2"),
         ("tokenizer", f"{EXTRAS}/tokenizer_2"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
-from ..core.specs import ControlImages, ModelSpec
+from ..core.specs import BaseLoras, ControlImages, ModelSpec
 from .flux import FLUX_DEV, build_tiny_flux, flux_inputs
 
 # of one packed latent: the picture, then picture and mask to inpaint, then the control picture
@@ -152,6 +152,7 @@ FLEX2 = replace(
     ),
     lora=replace(FLUX_DEV.lora, base_model="flex2"),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/flex2/flex2.py::Flex2",
+    base_loras=BaseLoras(),
     control_images=ControlImages(0, 1, index=True, alpha=True),
     load=load_flex2,
     render=render_flex2,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import BaseLoras, Defaults, LoraLayout, ModelSpec, Quantizing
 
 T5_TOKENS = 512
 NOTES = (
@@ -137,8 +137,15 @@ FLUX_DEV = ModelSpec(
         base_model="flux.1",
         original="bfl-flux",
     ),
+    base_loras=BaseLoras(
+        fields=("assistant_lora_path", "inference_lora_path", "lora_path"),
+        by_peft=True,
+        layer="transformer.single_transformer_blocks.0.attn.to_k",
+        blocks="transformer_blocks",
+    ),
     source="ostris/ai-toolkit@27a03a91 toolkit/stable_diffusion_model.py::StableDiffusion",
     components=("text_encoder", "text_encoder_2", "transformer", "vae"),
+    quantizing=Quantizing(encoders=("text_encoder_2",), encoders_by="qtype"),
     clip_tokenizers=("tokenizer",),
     negative_prompt=False,
     render=render_flux,
@@ -156,7 +163,7 @@ FLUX_SCHNELL = replace(
         "Noise levels are shifted by the size of the picture, as the trainer does for all of "
         "FLUX.1; the checkpoint's own scheduler does not shift.",
         "The trainer trains it with an assistant LoRA. Samples of such a job are drawn with that "
-        "one merged and taken away again; here the checkpoint is as it is.",
+        "one fused and taken away again, which leaves a trace, also before the first step.",
         "There is no guidance: the network is not given the number.",
         *NOTES[1:],
     ),

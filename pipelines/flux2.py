@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..core.specs import ControlImages, Defaults, LoraLayout, ModelSpec
+from ..core.specs import ControlImages, Defaults, LoraLayout, ModelSpec, Quantizing
 
 PROMPT_TOKENS = 512
 TOKEN = 16  # px a side
@@ -41,6 +41,13 @@ def adapt(name: str, module: Any) -> None:
     adapt_flux2(name, module)
 
 
+def check_images(request: Any, settings: Any) -> None:
+    """Raises InvalidInputError for pictures that the trainer's own code fails on."""
+    from ._flux2_references import check_references
+
+    check_references(request, settings)
+
+
 def render_flux2(context: Any) -> Any:
     """FLUX.2 frames, uint8 (1, H, W, 3). Steps are taken in the model's dtype.
 
@@ -48,10 +55,8 @@ def render_flux2(context: Any) -> Any:
     """
     import diffusers
 
-    from ._flux2_references import check_references
     from ._render import frames
 
-    check_references(context)
     # never called: it tells offloading what works when
     pipeline_class: Any = getattr(diffusers, context.model.spec.pipeline)
     pipeline = pipeline_class(
@@ -312,7 +317,14 @@ FLUX2_DIFFUSERS = ModelSpec(
     ),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/flux2/flux2_model.py",
     components=("text_encoder", "transformer", "vae"),
+    quantizing=Quantizing(
+        encoders=("text_encoder",),
+        recovers=True,
+        encoders_by="qtype",
+        offloads=("transformer", "text_encoder"),
+    ),
     control_images=ControlImages(0, 3),
+    check_images=check_images,
     negative_prompt=False,
     notes=(
         "Its text encoder is the repository's, Mistral Small 3.2; the trainer takes 3.1, as "
@@ -341,6 +353,7 @@ FLUX2 = replace(
 KLEIN_4B = replace(
     FLUX2,
     id="flux2_klein_4b",
+    quantizing=replace(FLUX2.quantizing, encoders_by="qtype_te", encoders_uncast=True),
     title="FLUX.2 Klein base 4B",
     arch="flux2_klein_4b",
     repo_id="black-forest-labs/FLUX.2-klein-base-4B",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..core.specs import ControlImages
+from ..core.specs import BaseLoras, ControlImages
 from .flux import FLUX_DEV, NOTES, build_tiny_flux, flux_inputs
 
 
@@ -47,22 +47,16 @@ def _prediction(context: Any, pipeline: Any) -> Any:
 
 def _encode(context: Any, pipeline: Any) -> Any:
     """The control image's packed latents (1, tokens, 64), the likeliest of them."""
+    from ._control_images import stretched_off_grid
     from ._render import scaled_latents
 
     settings, vae = context.settings, pipeline.vae
-    image = fit(context.control_images[0].convert("RGB"), settings)
+    image = stretched_off_grid(context.control_images[0], settings)
+    # which takes it to the grid, with another filter
     pixels = pipeline.image_processor.preprocess(image, settings.height, settings.width)
     posterior = vae.encode(pixels.to(context.model.device, context.model.dtype)).latent_dist
     latents = scaled_latents(vae.config, posterior.mode())
     return pipeline._pack_latents(latents, *latents.shape)
-
-
-def fit(image: Any, settings: Any) -> Any:
-    """The picture in the sample's size, stretched; the pipeline takes it to the grid afterwards."""
-    from PIL import Image
-
-    size = tuple(map(sum, zip((settings.width, settings.height), settings.off_grid, strict=True)))
-    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 FLUX_KONTEXT = replace(
@@ -77,6 +71,7 @@ FLUX_KONTEXT = replace(
     lora=replace(FLUX_DEV.lora, base_model="flux.1_kontext"),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/flux_kontext/"
     "flux_kontext.py::FluxKontextModel",
+    base_loras=BaseLoras(),
     control_images=ControlImages(1, 1),
     render=render_flux_kontext,
     build_tiny=lambda seed: build_tiny_flux(seed, double=3, single=1),

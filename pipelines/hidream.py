@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import Defaults, LoraLayout, ModelSpec, Quantizing
 
 TOKENS = 128  # of every text encoder
 LLAMA = "unsloth/Meta-Llama-3.1-8B-Instruct"
@@ -245,6 +245,7 @@ HIDREAM = ModelSpec(
         "transformer",
         "vae",
     ),
+    quantizing=Quantizing(encoders=("text_encoder_3", "text_encoder_4")),
     elsewhere=(("text_encoder_4", LLAMA), ("tokenizer_4", LLAMA)),
     clip_tokenizers=("tokenizer", "tokenizer_2"),
     load=load_hidream,

@@ -143,11 +143,11 @@ def _texts(embeds: dict[str, Any], both: bool) -> dict[str, Any]:
 
 def _encode(context: Any, pipeline: Any) -> Any:
     # the control image's scaled latents (1, 16, h, w), the likeliest of them
+    from ._control_images import stretched_off_grid
     from ._render import scaled_latents
-    from .flux_kontext import fit
 
     settings, model = context.settings, context.model
-    image = fit(context.control_images[0].convert("RGB"), settings)
+    image = stretched_off_grid(context.control_images[0], settings)
     pixels = pipeline.image_processor.preprocess(image, settings.height, settings.width)
     posterior = pipeline.vae.encode(pixels.to(model.device, model.dtype)).latent_dist
     return scaled_latents(pipeline.vae.config, posterior.mode())

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import BaseLoras, Defaults, LoraLayout, ModelSpec, Quantizing
 from ..core.versions import Profile
 
 # Around every prompt; the encoder sees all of it, the network no more than what follows the
@@ -68,6 +68,8 @@ def render_krea2(context: Any, see: Callable[..., Any] | None = None) -> Any:
     """
     import diffusers
 
+    from ._qwen_vae import in_tiles
+
     parts = context.model.parts()
     # never called: it tells offloading what works when
     pipeline: Any = diffusers.Krea2Pipeline(
@@ -76,7 +78,8 @@ def render_krea2(context: Any, see: Callable[..., Any] | None = None) -> Any:
     with context.place(pipeline):
         encode, network = (see or _unseeing)(context, pipeline)
         latents = _denoise(context, pipeline, encode, network)
-        return _decode(pipeline.vae, latents.to(context.model.dtype))
+        with in_tiles(pipeline.vae, context.settings.low_vram):
+            return _decode(pipeline.vae, latents.to(context.model.dtype))
 
 
 def _unseeing(context: Any, pipeline: Any) -> tuple[Any, Any]:
@@ -227,6 +230,10 @@ def build_tiny_krea2(
     }
 
 
+# What stays in full precision where the rest is quantized.
+KEPT = (
+    "img_in", "time_embed*", "time_mod_proj*", "txt_in*", "text_fusion.projector", "final_layer*",
+)  # fmt: skip
 KREA2_RAW = ModelSpec(
     id="krea2",
     title="Krea 2 Raw",
@@ -247,8 +254,17 @@ KREA2_RAW = ModelSpec(
         base_model="krea2",
         original="krea2",
     ),
+    base_loras=BaseLoras(fields=("assistant_lora_path",), blocks="blocks"),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/krea2/krea2.py",
     components=("text_encoder", "transformer", "vae"),
+    quantizing=Quantizing(
+        encoders=("text_encoder",),
+        recovers=True,
+        keeps=KEPT,
+        keeps_since="krea2_ends_in_full_precision",
+        offloads=("transformer", "text_encoder"),
+        float8_with_assistant=True,
+    ),
     notes=(
         "The network rounds otherwise than diffusers': its tokens are padded to a multiple of 256 "
         "and the padding is masked, and a norm's scale is rounded before 1 is added in fp32.",
@@ -260,7 +276,11 @@ KREA2_RAW = ModelSpec(
         "prompt and the end of the template.",
         "Latents and steps are fp32, also in bf16, while time is rounded to bf16.",
         "The text encoder keeps its rotary frequencies in fp32.",
+        "With `low_vram`, which is on in jobs of the trainer's form, the VAE decodes in tiles of "
+        "256 px. Other stacks decode at once, which shows where a side is above 256 px (19 levels "
+        "of the tiny model).",
     ),
+    low_vram=True,
     part_file="transformer",
     uncast=("text_encoder",),
     load=load_krea2,

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.specs import ControlImages
+from ..core.specs import ControlImages, Switch
 from .krea2 import (
     KREA2_RAW,
     KREA2_TURBO,
@@ -30,23 +30,21 @@ MARKS = ("<|image_pad|>", "<|video_pad|>")  # in a prompt, the places of picture
 
 def render_krea2_edit(context: Any) -> Any:
     """Krea 2 frames, uint8 (1, H, W, 3), as without editing if there are no control images."""
-    check_pictures(context)
     return render_krea2(context, _seeing if context.control_images else None)
 
 
-def check_pictures(context: Any) -> None:
+def check_pictures(request: Any, settings: Any) -> None:
     """Raises InvalidInputError for pictures and prompts that the trainer's own code fails on."""
     from ._qwen3_vl_vision import MOST_ASPECT
 
-    for number, image in enumerate(context.control_images, 1):
+    for number, image in enumerate(request.control_images, 1):
         width, height = sight_size(*image.size)
         if max(width, height) > MOST_ASPECT * min(width, height):
             raise InvalidInputError(
                 f"control image {number} is {image.width}x{image.height} px; its longer side may "
                 f"be at most {MOST_ASPECT} times the shorter: crop it"
             )
-    settings = context.settings
-    for prompt in (settings.prompt, settings.negative_prompt) if context.control_images else ():
+    for prompt in (settings.prompt, settings.negative_prompt):
         for mark in MARKS:
             if mark in prompt:
                 raise InvalidInputError(
@@ -70,7 +68,7 @@ def _seeing(context: Any, pipeline: Any) -> tuple[Any, Any]:
     looked_at = images[:1] * context.settings.doubled_control + images
     encode = partial(encode_krea2, context, sights=[_sight(context, image) for image in looked_at])
     latents = tuple(_latents(context, pipeline.vae, image) for image in images)
-    shown = Shown(latents, apart=context.profile.has("krea2_references_apart"))
+    shown = Shown(latents, apart="kv_cache" in context.settings.switches)
     return encode, partial(pipeline.transformer, shown=shown)
 
 
@@ -110,7 +108,7 @@ def _latents(context: Any, vae: Any, image: Any) -> Any:
 def reference_size(context: Any, width: int, height: int) -> tuple[int, int]:
     """The size in px at which the network sees a picture of this one: of whole tokens."""
     area = MAX_PIXELS
-    if filling := context.profile.has("krea2_references_apart"):
+    if filling := "match_target_res" in context.settings.switches:
         area = context.settings.width * context.settings.height
     wide, high = float(width), float(height)
     if filling or width * height > area:
@@ -128,8 +126,8 @@ NOTES = (
     "A job that names its first picture `ctrl_img` shows it to the text encoder twice.",
     "The network's latents of a picture are drawn, not the VAE's mode, and before the noise, from "
     "the generator of the device: a CPU cannot show that CUDA draws the same.",
-    "Pictures see only one another in the network, as the trainer's UI sets it (kv_cache) since "
-    "0.10.22; LoRAs of jobs without it expect that they see everything.",
+    "Pictures see only one another in the network, as the trainer's UI sets it (`kv_cache`) since "
+    "0.10.22; LoRAs of jobs without it expect that they see everything: turn the switch off.",
 )
 O_EDIT = replace(
     KREA2_RAW,
@@ -139,6 +137,11 @@ O_EDIT = replace(
     arch="krea2:o_edit",
     since="krea2_edit",
     control_images=ControlImages(0, 3, doubled=True),
+    check_images=check_pictures,
+    switches=(
+        Switch("kv_cache", known="krea2_references_apart", usual="krea2_references_apart"),
+        Switch("match_target_res", usual="krea2_references_apart"),
+    ),
     notes=(*NOTES, *KREA2_RAW.notes),
     load=partial(load_krea2, seeing=True),
     render=render_krea2_edit,

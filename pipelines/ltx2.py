@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.specs import ControlImages, Defaults, LoraLayout, ModelSpec
+from ..core.specs import ControlImages, Defaults, LoraLayout, ModelSpec, Quantizing
 
 GEMMA = "Lightricks/gemma-3-12b-it-qat-q4_0-unquantized"  # LTX-2.3's text encoder
 GRID = 32  # px to a latent
@@ -39,8 +39,8 @@ def check_ltx2(settings: Any) -> None:
     """Raises InvalidInputError for one step: its noise level cannot be stretched, and is NaN."""
     if settings.steps < 2:
         raise InvalidInputError(
-            "steps=1; the trainer fails on it, since it stretches the noise levels between the "
-            "first step and the last: use 2 or more"
+            "steps=1; the trainer fails on it, or draws black frames without sound, since it "
+            "stretches the noise levels between the first step and the last: use 2 or more"
         )
 
 
@@ -181,6 +181,11 @@ LTX2 = ModelSpec(
     ),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/ltx2/ltx2.py",
     components=("text_encoder", "connectors", "transformer", "vae", "audio_vae", "vocoder"),
+    quantizing=Quantizing(
+        encoders=("text_encoder",),
+        recovers=True,
+        offloads=("transformer", "text_encoder"),
+    ),
     control_images=ControlImages(0, 1),
     part_file="transformer",
     in_part_file=("connectors", "vae", "audio_vae", "vocoder"),
@@ -194,13 +199,13 @@ LTX2 = ModelSpec(
         "of the diffusers it is pinned to, which diffusers 0.39 and newer do not have.",
         "Prompts are encoded without padding and then padded with zeros to 1024 tokens; in bf16 "
         "the trainer rounds the length of prompts of more than 256.",
-        "Frames are decoded 16 at a time and blended, and before trainer 0.7.30 in tiles of 256 "
-        "px, since low_vram is on in jobs made in the trainer's form; a job without it decodes all "
-        "at once.",
+        "With `low_vram`, which is on in jobs of the trainer's form, frames are decoded 16 at a "
+        "time and blended, and before trainer 0.7.30 in tiles of 256 px; without it, all at once.",
         "The first frame is resized to the clip's size by Lanczos, without cropping, and given as "
         "it is; diffusers 0.42 compresses it first. Only `ctrl_img` is looked at.",
     ),
     load=load_ltx2,
+    low_vram=True,
     check=check_ltx2,
     render=render_ltx2,
     build_tiny=build_tiny_ltx2,
@@ -219,6 +224,8 @@ LTX23 = replace(
         "Guided away from two further predictions: with the attention of "
         "block 28 left out, and without the other modality; then rescaled by 0.7. The sound's "
         "guidance is 7 whatever guidance_scale is, so that it is always guided.",
+        "In bf16 the sound of the one file and of a folder differ slightly, in the trainer too: "
+        "a filter that neither holds is computed in fp32 for the one, in bf16 for the other.",
     ),
     render=partial(render_ltx2, newer=True),
     build_tiny=partial(build_tiny_ltx2, newer=True),

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.errors import InvalidInputError
 from ..core.prompts import floor_side
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import Defaults, LoraLayout, ModelSpec, Quantizing
 
 TOKENS = 256
 # The trainer puts it before the negative prompt too; diffusers would not.
@@ -151,6 +151,7 @@ LUMINA2 = ModelSpec(
     ),
     source="ostris/ai-toolkit@27a03a91 toolkit/stable_diffusion_model.py::StableDiffusion",
     components=("text_encoder", "transformer", "vae"),
+    quantizing=Quantizing(encoders=("text_encoder",), encoders_by="qtype"),
     load=load_lumina2,
     check=check_lumina2,
     notes=(

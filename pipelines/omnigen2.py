@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.specs import ControlImages, Defaults, LoraLayout, ModelSpec
+from ..core.specs import ControlImages, Defaults, LoraLayout, ModelSpec, Quantizing
 
 NETWORK = (
     "extensions_built_in.diffusion_models.omnigen2.src.models.transformers.transformer_omnigen2"
@@ -70,8 +70,6 @@ def render_omnigen2(context: Any) -> Any:
     from ._render import frames
 
     settings, vae = context.settings, context.model.modules["vae"]
-    if context.control_images:
-        _check_reference(settings)
     with context.place(_pipeline(context.model)):
         latents = _denoise(context) / vae.config.scaling_factor + vae.config.shift_factor
         image = vae.decode(latents, return_dict=False)[0]
@@ -144,7 +142,8 @@ def _velocity(context: Any, latents: Any, time: Any, text: Any, frequencies: Any
     return transformer(latents, time, hidden, frequencies, mask, ref_image_hidden_states=seen)
 
 
-def _check_reference(settings: Any) -> None:
+def check_reference(_request: Any, settings: Any) -> None:
+    """Raises InvalidInputError for sizes in which a control image would have no width or height."""
     if 0 in reference_size(settings.width, settings.height):
         raise InvalidInputError(
             f"{settings.width}x{settings.height} px; a control image is read in the sample's shape "
@@ -157,14 +156,14 @@ def _references(context: Any) -> Any:
     # of the one sample of the batch its control images' scaled latents, (16, h, w) each; or None
     from diffusers.image_processor import VaeImageProcessor
 
+    from ._control_images import stretched_off_grid
     from ._render import scaled_latents
-    from .flux_kontext import fit
 
     settings, vae = context.settings, context.model.modules["vae"]
     if not context.control_images:
         return None
     width, height = reference_size(settings.width, settings.height)
-    image = fit(context.control_images[0].convert("RGB"), settings)
+    image = stretched_off_grid(context.control_images[0], settings)
     pixels = VaeImageProcessor(vae_scale_factor=GRID).preprocess(image, height, width)
     posterior = vae.encode(pixels.to(context.model.device, vae.dtype)).latent_dist
     # without a generator, so from the device's own, as in the trainer
@@ -284,7 +283,9 @@ OMNIGEN2 = ModelSpec(
     ),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/omnigen2/",
     components=("mllm", "transformer", "vae"),
+    quantizing=Quantizing(encoders=("mllm",)),
     control_images=ControlImages(0, 1),
+    check_images=check_reference,
     network=NETWORK,
     load=load_omnigen2,
     render=render_omnigen2,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import Defaults, LoraLayout, ModelSpec, Quantizing
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -21,6 +21,11 @@ SCHEDULER = {
     "max_image_seq_len": 8192,
     "shift_terminal": 0.02,
 }
+TILES = (
+    "Since trainer 0.10.22 the VAE works in tiles of 256 px with `low_vram`, which is on in jobs "
+    "of the trainer's form and in its examples. Other stacks decode at once, which shows where a "
+    "side is above 256 px (32 levels)."
+)
 
 
 def check_steps(settings: Any) -> None:
@@ -54,7 +59,7 @@ def render_qwen_image(context: Any) -> Any:
     """
     import diffusers
 
-    from ._qwen_vae import norms_of
+    from ._qwen_vae import in_tiles, is_tiled, norms_of
     from ._render import frames, scaled_latents, step_callback
     from ._schedulers import flow_match_scheduler
 
@@ -62,7 +67,9 @@ def render_qwen_image(context: Any) -> Any:
     pipeline: Any = diffusers.QwenImagePipeline(
         **model.parts(), scheduler=flow_match_scheduler(SCHEDULER)
     )
-    with norms_of(pipeline.vae, context.profile), context.place(pipeline):
+    vae = pipeline.vae
+    tiles = in_tiles(vae, is_tiled(context))
+    with norms_of(vae, context.profile), tiles, context.place(pipeline):
         arguments = {
             "prompt": settings.prompt,
             "negative_prompt": settings.negative_prompt,
@@ -134,6 +141,12 @@ QWEN_IMAGE = ModelSpec(
     ),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/qwen_image/",
     components=("text_encoder", "transformer", "vae"),
+    quantizing=Quantizing(
+        encoders=("text_encoder",),
+        recovers=True,
+        offloads=("transformer",),
+        offloads_first=("text_encoder",),
+    ),
     load=load_qwen_image,
     part_file="transformer",
     check=check_steps,
@@ -146,7 +159,9 @@ QWEN_IMAGE = ModelSpec(
         "True guidance, rescaled per token to the length of the positive prediction; prompts are "
         "cut to 512 tokens behind the template.",
         "Trainers before 0.9.1 normalise in the VAE in bf16, later ones in fp32.",
+        TILES,
     ),
+    low_vram=True,
     render=render_qwen_image,
     build_tiny=build_tiny_qwen_image,
 )

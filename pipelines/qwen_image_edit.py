@@ -7,16 +7,20 @@ qwen_image_edit.py, qwen_image_edit_plus.py
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.specs import ControlImages, ModelSpec
-from .qwen_image import QWEN_IMAGE, SCHEDULER, build_tiny_qwen_image, check_steps
+from ..core.specs import ControlImages, ModelSpec, Switch
+from .qwen_image import QWEN_IMAGE, SCHEDULER, TILES, build_tiny_qwen_image, check_steps
 
 TEXT_PIXELS = 1024 * 1024  # of a picture beside the prompt
 TEXT_PIXELS_PLUS = 384 * 384
 TOY_PIXELS = 192 * 192
+# Longer side by shorter one of a picture, up to which it can be shown beside the prompt.
+LONGEST = 163
+LONGEST_PLUS = 279
 
 
 def check_edit(settings: Any) -> None:
@@ -29,6 +33,16 @@ def check_edit(settings: Any) -> None:
             f"the prompt holds {IMAGE_TOKEN}, which stands for a picture; leave it out: control "
             "images are put in front of the prompt anyway"
         )
+
+
+def check_pictures(request: Any, _settings: Any, longest: int = LONGEST) -> None:
+    """Raises InvalidInputError for control images that the trainer's text encoder fails on."""
+    for number, image in enumerate(request.control_images, 1):
+        if max(image.size) > longest * min(image.size):
+            raise InvalidInputError(
+                f"control image {number} is {image.width}x{image.height} px; its longer side may "
+                f"be at most {longest} times the shorter: crop it"
+            )
 
 
 def load_qwen_edit(
@@ -57,11 +71,11 @@ def load_qwen_edit(
 
 def render_qwen_edit(context: Any) -> Any:
     """Qwen-Image-Edit frames, uint8 (1, H, W, 3). Above 1, guidance_scale is true guidance."""
-    from PIL import Image
+    from ._control_images import stretched
 
-    image, size = context.control_images[0].convert("RGB"), _size(context)
-    stretched = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-    return _render(context, [image], [stretched], plus=False)
+    settings, image = context.settings, context.control_images[0].convert("RGB")
+    fitted = stretched(image, settings.width, settings.height)
+    return _render(context, [image], [fitted], plus=False)
 
 
 def render_qwen_edit_plus(context: Any) -> Any:
@@ -78,7 +92,7 @@ def _render(context: Any, shown: list[Any], references: list[Any], plus: bool) -
     # shown: RGB images for the text encoder. references: those for the VAE
     import diffusers
 
-    from ._qwen_vae import norms_of
+    from ._qwen_vae import in_tiles, is_tiled, norms_of
     from ._render import frames
     from ._schedulers import flow_match_scheduler
 
@@ -90,10 +104,12 @@ def _render(context: Any, shown: list[Any], references: list[Any], plus: bool) -
         processor=None,
         scheduler=flow_match_scheduler(SCHEDULER),
     )
-    with norms_of(pipeline.vae, context.profile), context.place(pipeline):
+    tiles = in_tiles(pipeline.vae, is_tiled(context))
+    with norms_of(pipeline.vae, context.profile), tiles, context.place(pipeline):
         texts = _encode(context, shown, plus)
         behind = [_reference(context, pipeline, image) for image in references]
-        latents = _denoise(context, pipeline, texts, behind, keep_length=not plus)
+        keep_length = not plus or "do_cfg_norm" in context.settings.switches
+        latents = _denoise(context, pipeline, texts, behind, keep_length)
         return frames(_decode(context, pipeline, latents))
 
 
@@ -211,10 +227,6 @@ def _guided(settings: Any) -> bool:
     return settings.guidance_scale > 1
 
 
-def _size(context: Any) -> tuple[int, int]:
-    return context.settings.width, context.settings.height
-
-
 def build_tiny_qwen_edit(seed: int, layers: int = 2, **config: Any) -> dict[str, Any]:
     """The parts of a toy Qwen-Image-Edit, real classes; it is given smaller pictures."""
     from ._tiny_qwen import qwen25_vl_processor_files
@@ -240,6 +252,7 @@ NOTES = (
     "sample, whatever the control images add. Only the noise is random: of a picture the VAE's "
     "likeliest latents are taken.",
     "Trainers before 0.9.1 normalise in the VAE in bf16, later ones in fp32.",
+    f"{TILES} Control images, of a megapixel, are encoded in tiles as well.",
 )
 EDIT_NOTES = (
     "The control image is stretched to the sample's size (Pillow, bilinear), then resized to a "
@@ -248,7 +261,7 @@ EDIT_NOTES = (
 )
 PLUS_NOTES = (
     "Guidance is not rescaled to the length of the positive prediction, as diffusers always does "
-    "(6 levels); the trainer does with `do_cfg_norm` in a job's `sample`, which is off by default.",
+    "(6 levels); the trainer does with the switch `do_cfg_norm`, of a job's `sample` section.",
     "A job that names its first picture `ctrl_img` instead of `ctrl_img_1` shows it to the text "
     "encoder twice, and to the VAE once (7 levels): that is doubled_control.",
     "For the negative prompt pictures are resized from what the positive one left of them, so that "
@@ -263,6 +276,7 @@ QWEN_IMAGE_EDIT = replace(
     repo_id="Qwen/Qwen-Image-Edit",
     pipeline="QwenImageEditPipeline",
     control_images=ControlImages(required=1, most=1),
+    check_images=check_pictures,
     load=load_qwen_edit,
     check=check_edit,
     notes=(*EDIT_NOTES, *NOTES),
@@ -277,6 +291,8 @@ QWEN_IMAGE_EDIT_PLUS = replace(
     repo_id="Qwen/Qwen-Image-Edit-2509",
     pipeline="QwenImageEditPlusPipeline",
     control_images=ControlImages(required=1, most=3, doubled=True),
+    check_images=partial(check_pictures, longest=LONGEST_PLUS),
+    switches=(Switch("do_cfg_norm"),),
     notes=(*PLUS_NOTES, *NOTES),
     render=render_qwen_edit_plus,
     build_tiny=lambda seed: build_tiny_qwen_edit(seed, layers=1),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import BaseLoras, Defaults, LoraLayout, ModelSpec, Quantizing
 
 SAMPLERS = (
     "ddpm", "ddim", "pndm", "lms", "k_lms", "euler", "k_euler", "euler_a", "dpmsolver++",
@@ -226,8 +226,10 @@ SD15 = ModelSpec(
         targets=("attentions", "resnets", "downsamplers", "upsamplers", "self_attn", "mlp"),
         base_model="sd_1.5",
     ),
+    base_loras=BaseLoras(fields=("lora_path",), by_peft=True),
     source="ostris/ai-toolkit@27a03a91 toolkit/stable_diffusion_model.py::StableDiffusion",
     components=("text_encoder", "unet", "vae"),
+    quantizing=Quantizing(denoiser=False),
     clip_tokenizers=("tokenizer",),
     single_file=True,
     check=check_sd15_steps,

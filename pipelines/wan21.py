@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.specs import ControlImages, Defaults, ModelSpec
+from ..core.specs import ControlImages, Defaults, ModelSpec, Quantizing
 from ._wan_spec import ELSEWHERE, LORA, NOTES, check_sides
 
 GRID = 16  # px
@@ -144,6 +144,12 @@ WAN21_1B = ModelSpec(
     lora=LORA,
     source="ostris/ai-toolkit@27a03a91 toolkit/models/wan21/wan21.py::Wan21",
     components=("text_encoder", "transformer", "vae"),
+    quantizing=Quantizing(
+        encoders=("text_encoder",),
+        recovers=True,
+        encoders_by="qtype",
+        offloads=("transformer", "text_encoder"),
+    ),
     elsewhere=ELSEWHERE,
     load=load_wan21,
     check=check_sides(GRID),

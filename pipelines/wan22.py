@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.specs import ControlImages, Defaults, ModelSpec
+from ..core.specs import ControlImages, Defaults, ModelSpec, Quantizing
 from ._wan_spec import ELSEWHERE, LORA, NOTES
 
 UNIPC_SHIFT = 3.0  # of the 14B
@@ -152,6 +152,14 @@ WAN22_14B_T2V = ModelSpec(
     lora=replace(LORA, base_model="wan_2.2_14b", experts=("transformer", "transformer_2")),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/wan22/",
     components=("text_encoder", "transformer", "transformer_2", "vae"),
+    quantizing=Quantizing(
+        encoders=("text_encoder",),
+        recovers=True,
+        encoders_by="qtype",
+        keeps=("condition_embedder*", "proj_out*"),
+        keeps_since="wan22_ends_in_full_precision",
+        offloads=("transformer", "transformer_2", "text_encoder"),
+    ),
     elsewhere=(*ELSEWHERE, ("vae", WAN21_VAE)),
     notes=(
         "The high-noise expert works down to timestep 875, also from a picture, where the "
@@ -160,6 +168,7 @@ WAN22_14B_T2V = ModelSpec(
         *_SHARED_NOTES,
         *_TILED,
     ),
+    low_vram=True,
     load=load_wan22,
     render=render_wan22_t2v,
     build_tiny=build_tiny_wan22_14b,
@@ -193,6 +202,7 @@ WAN22_5B = replace(
     defaults=replace(WAN22_14B_T2V.defaults, width=768, height=768, num_frames=121, fps=24),
     lora=replace(LORA, base_model="wan_2.2_5b"),
     components=("text_encoder", "transformer", "vae"),
+    quantizing=replace(WAN22_14B_T2V.quantizing, offloads=("transformer", "text_encoder")),
     elsewhere=ELSEWHERE,
     control_images=ControlImages(most=1),
     notes=(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.specs import Defaults, LoraLayout, ModelSpec
+from ..core.specs import BaseLoras, Defaults, LoraLayout, ModelSpec, Quantizing
 from ..core.versions import Profile
 
 QWEN_TOKENS = 512
@@ -168,6 +168,8 @@ def build_tiny_z_image(seed: int, layers: int = 2) -> dict[str, Any]:
     }
 
 
+# What stays in full precision where the rest is quantized.
+KEPT = ("t_embedder*", "cap_embedder*", "all_x_embedder*", "all_final_layer*", "siglip_embedder*")
 Z_IMAGE = ModelSpec(
     id="zimage",
     title="Z-Image",
@@ -187,8 +189,20 @@ Z_IMAGE = ModelSpec(
         targets=("layers",),
         base_model="zimage",
     ),
+    base_loras=BaseLoras(
+        fields=("assistant_lora_path",), layer="diffusion_model.layers.0.attention.to_k"
+    ),
     source="ostris/ai-toolkit@27a03a91 extensions_built_in/diffusion_models/z_image/z_image.py",
     components=("text_encoder", "transformer", "vae"),
+    quantizing=Quantizing(
+        encoders=("text_encoder",),
+        recovers=True,
+        keeps=KEPT,
+        keeps_since="z_image_ends_in_full_precision",
+        offloads=("transformer",),
+        offloads_first=("text_encoder",),
+        float8_with_assistant=True,
+    ),
     part_file="transformer",
     load=load_z_image,
     notes=(

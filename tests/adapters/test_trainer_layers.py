@@ -21,6 +21,7 @@ from ai_toolkit_inference.adapters.bind import BoundLayer, bind
 from ai_toolkit_inference.adapters.read import read_adapter
 from ai_toolkit_inference.core.errors import AdapterError
 from ai_toolkit_inference.core.versions import get_profile
+from ai_toolkit_inference.quantization.base import Part, quantize_part
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -246,12 +247,19 @@ def quantized(version: str, qtype: str) -> torch.nn.Module:
     return root
 
 
+def held(version: str, qtype: str) -> torch.nn.Module:
+    """The linear layers, quantized as the engine does it."""
+    root = build(torch.bfloat16, linear_only=True)
+    quantize_part(root, Part(version, qtype), CPU)
+    return root
+
+
 # optimum-quanto quantizes a weight with its .diff again, which what stands in for it does not
 PACKED = [
     (*case, make)
     for case in every("quantized")
-    for make in (packed, quantized)
-    if make is quantized or case[2] != "qfloat8" or not case[1].startswith("diff")
+    for make in (packed, quantized, held)
+    if make is not packed or case[2] != "qfloat8" or not case[1].startswith("diff")
 ]
 
 

@@ -7,14 +7,14 @@ import pytest
 from ai_toolkit_inference import SampleRequest
 from ai_toolkit_inference.core import errors
 from ai_toolkit_inference.core.errors import AitkError, InvalidInputError
-from ai_toolkit_inference.core.requests import AdapterRef, Recipe
+from ai_toolkit_inference.core.requests import QUANTIZE, AdapterRef, Recipe
 
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
         ("dtype", "bf16, fp16, fp32"),
-        ("quantize", "as_trained, none"),
+        ("quantize", ", ".join(QUANTIZE)),
         ("trainer_version", "auto, 0.7.19, 0.12.26"),
         ("offload", "auto, none, model, group, sequential"),
         ("mode", "as_trainer, merged, live"),

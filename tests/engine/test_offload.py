@@ -16,7 +16,7 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ai_toolkit_inference import Engine, get_model, list_models
+from ai_toolkit_inference import Engine, SampleResult, get_model, list_models
 from ai_toolkit_inference.engine import engine as engines
 from ai_toolkit_inference.engine import placement
 from ai_toolkit_inference.engine.weights import tiny_lora
@@ -100,11 +100,11 @@ class Device(TorchFunctionMode):
 
 
 @pytest.fixture(scope="module")
-def offloaded() -> Callable[..., np.ndarray]:
-    """The frames of a request, drawn with a mode; `devices` gets the device that was played."""
+def offloaded() -> Callable[..., SampleResult]:
+    """What a request gives, drawn with a mode; `devices` gets the device that was played."""
     engine = Engine("cpu")
 
-    def render(request: Any, mode: str, devices: list[Device], **during: Any) -> np.ndarray:
+    def render(request: Any, mode: str, devices: list[Device], **during: Any) -> SampleResult:
         with pytest.MonkeyPatch.context() as patch:
 
             def placed(model: Any, _offload: str) -> Any:
@@ -112,9 +112,16 @@ def offloaded() -> Callable[..., np.ndarray]:
                 return devices[-1].playing(patch, model, mode)
 
             patch.setattr(engines, "placed", placed)
-            return engine.sample(request, **during).frames
+            return engine.sample(request, **during)
 
     return render
+
+
+def are_equal(ours: SampleResult, theirs: SampleResult) -> bool:
+    """Whether frames and sound are the same."""
+    assert (ours.audio is None) == (theirs.audio is None)
+    heard = theirs.audio is None or np.array_equal(ours.audio, theirs.audio)
+    return heard and np.array_equal(ours.frames, theirs.frames)
 
 
 def small(ask: Any, spec: Any, **fields: Any) -> Any:
@@ -128,10 +135,10 @@ def small(ask: Any, spec: Any, **fields: Any) -> Any:
 @pytest.mark.parametrize("spec", list_models(), ids=lambda spec: spec.id)
 def test_modes_give_the_same_bytes(offloaded: Any, ask: Any, engine: Engine, spec: Any) -> None:
     request = small(ask, spec, adapters=((tiny_lora(spec), 1.0),), mode="live")
-    plain = engine.sample(request).frames
+    plain = engine.sample(request)
     devices: list[Device] = []
     for mode in MODES:
-        assert np.array_equal(offloaded(request, mode, devices), plain), mode
+        assert are_equal(offloaded(request, mode, devices), plain), mode
     model, group, sequential = devices
     assert set(model.turns) == set(spec.components)
     whole = sum(tensor.nbytes for _, tensor in model.home.values())
@@ -139,11 +146,26 @@ def test_modes_give_the_same_bytes(offloaded: Any, ask: Any, engine: Engine, spe
     assert model.most == max(model.sizes.values())
 
 
+@pytest.mark.parametrize("quantize", ["qfloat8", "float8", "uint3", "convrot8"])
+def test_modes_move_quantized_weights(
+    offloaded: Any, ask: Any, engine: Engine, quantize: str
+) -> None:
+    spec = get_model("zimage")
+    adapters = ((tiny_lora(spec), 1.0),)
+    request = small(ask, spec, adapters=adapters, quantize=quantize)
+    plain = engine.sample(request)
+    for mode in MODES:
+        devices: list[Device] = []
+        assert are_equal(offloaded(request, mode, devices), plain), mode
+        assert devices[0].most < sum(devices[0].sizes.values())
+
+
 EXPERTS = ["transformer", "transformer_2"]
 TURNS = {
     "wan22_14b_t2v": ["text_encoder", *EXPERTS, "vae"],
     "wan22_14b_i2v": ["text_encoder", "vae", *EXPERTS, "vae"],
     "wan22_5b": ["text_encoder", "transformer", "vae"],
+    "ltx2": ["text_encoder", "connectors", "transformer", "vae", "audio_vae", "vocoder"],
 }
 
 
@@ -164,4 +186,4 @@ def test_a_stopped_run_leaves_the_weights_at_home(offloaded: Any, ask: Any, mode
     with pytest.raises(KeyboardInterrupt):
         offloaded(small(ask, spec), mode, devices, on_step=stop)
     assert devices[1].here == 0
-    assert np.array_equal(offloaded(small(ask, spec), mode, devices), plain)
+    assert are_equal(offloaded(small(ask, spec), mode, devices), plain)

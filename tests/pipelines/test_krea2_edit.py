@@ -12,6 +12,7 @@ from PIL import Image
 
 from ai_toolkit_inference import get_model
 from ai_toolkit_inference.core.errors import InvalidInputError
+from ai_toolkit_inference.core.prompts import resolve
 from ai_toolkit_inference.core.versions import LATEST, Profile
 from ai_toolkit_inference.pipelines._krea2 import Shown
 from ai_toolkit_inference.pipelines._qwen3_vl_vision import Sight, _positions, cut, fit
@@ -84,9 +85,32 @@ def test_only_edit_models_care_what_pictures_see():
         (BEFORE, (3000, 1500), (1456, 720)),
     ],
 )
-def test_the_network_sees_pictures_in_sizes_of_a_version(profile, size, expected):
-    context = SimpleNamespace(profile=profile, settings=SimpleNamespace(width=64, height=64))
+def test_the_network_sees_pictures_in_sizes_of_a_version(profile, size, expected, ask):
+    settings = resolve(get_model("krea2_o_edit"), ask("krea2_o_edit"), profile)
+    context = SimpleNamespace(settings=settings)
     assert reference_size(context, *size) == expected
+
+
+@pytest.mark.parametrize(
+    ("switches", "on"),
+    [
+        ({}, ["kv_cache", "match_target_res"]),
+        ({"kv_cache": False}, ["match_target_res"]),
+        ({"kv_cache": True, "match_target_res": False}, ["kv_cache"]),
+    ],
+)
+def test_a_job_may_say_what_pictures_see_and_how_large_they_are(switches, on, ask):
+    spec, asked = get_model("krea2_o_edit"), tuple(switches.items())
+    assert [*resolve(spec, ask(spec.id, switches=asked), LATEST).switches] == on
+    known = [name for name in on if name != "kv_cache" and name in switches]
+    assert [*resolve(spec, ask(spec.id, switches=asked), BEFORE).switches] == known
+
+
+def test_switches_of_other_models_are_refused(ask):
+    with pytest.raises(InvalidInputError, match=r"krea2_o_edit 'x'; allowed: kv_cache, match"):
+        resolve(get_model("krea2_o_edit"), ask("krea2_o_edit", switches=(("x", True),)))
+    with pytest.raises(InvalidInputError, match=r"switch of krea2 'kv_cache'; allowed: none"):
+        resolve(get_model("krea2"), ask("krea2", switches=(("kv_cache", True),)))
 
 
 # --- the network -------------------------------------------------------------------------------
@@ -117,7 +141,9 @@ def test_pictures_that_see_only_one_another_are_computed_once(load):
 def test_latents_of_pictures_are_drawn(load):
     model = load("krea2_o_edit")
     context = SimpleNamespace(
-        model=model, profile=LATEST, settings=SimpleNamespace(width=96, height=64)
+        model=model,
+        profile=LATEST,
+        settings=SimpleNamespace(width=96, height=64, switches=("match_target_res",)),
     )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         first, second, third = (

@@ -39,7 +39,7 @@ OLD = PROFILES[0]
 def context(load: Any) -> Any:
     """What the profile and the prompt's length decide with, of a version."""
     return lambda profile, steps=4: SimpleNamespace(
-        model=load("ltx2"), profile=profile, settings=SimpleNamespace(steps=steps)
+        model=load("ltx2"), profile=profile, settings=SimpleNamespace(steps=steps, low_vram=True)
     )
 
 
@@ -206,6 +206,21 @@ def test_frames_are_decoded_in_the_parts_of_the_version(context) -> None:
     assert (vae.tile_sample_min_num_frames, vae.tile_sample_stride_num_frames) == (16, 8)
 
 
+def test_without_low_vram_all_is_decoded_at_once(engine, ask) -> None:
+    def draw(low_vram: str, version: str = LATEST.version, **fields: Any) -> np.ndarray:
+        request = ask("ltx2", steps=2, **fields)
+        recipe = replace(request.recipe, low_vram=low_vram, trainer_version=version)
+        return engine.sample(replace(request, recipe=recipe)).frames
+
+    assert np.array_equal(draw("on", num_frames=17), draw("auto", num_frames=17))
+    assert not np.array_equal(draw("off", num_frames=17), draw("auto", num_frames=17))
+    assert np.array_equal(draw("off"), draw("auto"))
+    wide = {"width": 288, "version": OLD.version}
+    assert not np.array_equal(draw("off", **wide), draw("auto", **wide))
+    wide["version"] = LATEST.version
+    assert np.array_equal(draw("off", **wide), draw("auto", **wide))
+
+
 def test_the_older_version_does_not_have_the_newer_model(engine, ask) -> None:
     request = ask("ltx2.3")
     request = replace(request, recipe=replace(request.recipe, trainer_version=OLD.version))
@@ -284,15 +299,30 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     return request.param, file, one_file(folder, file), folder
 
 
-def test_one_file_draws_as_the_folder(ask, checkpoint) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_one_file_draws_as_the_folder(ask, checkpoint, dtype) -> None:
     model, file, _, _ = checkpoint
-    for dtype in ("fp32", "bf16"):
-        ours, theirs = (
-            Engine("cpu").sample(ask(model, weights=weights, dtype=dtype))
-            for weights in (file, "tiny")
-        )
-        assert np.array_equal(ours.frames, theirs.frames)
-        assert np.array_equal(ours.audio, theirs.audio)
+    engines = Engine("cpu"), Engine("cpu")
+    requests = [ask(model, weights=weights, dtype=dtype) for weights in (file, "tiny")]
+    vocoders = [
+        engine.model(request.recipe).modules["vocoder"]
+        for engine, request in zip(engines, requests, strict=True)
+    ]
+    if model == "ltx2.3":
+        _share_filter(*vocoders, exact=dtype == "fp32")
+    ours, theirs = (
+        engine.sample(request) for engine, request in zip(engines, requests, strict=True)
+    )
+    assert np.array_equal(ours.frames, theirs.frames)
+    assert np.array_equal(ours.audio, theirs.audio)
+
+
+def _share_filter(ours: Any, theirs: Any, exact: bool) -> None:
+    # the one that no file holds: of a folder it is computed in the model's dtype, as in the trainer
+    mine, other = (vocoder.resampler.filter for vocoder in (ours, theirs))
+    assert torch.equal(mine.to(other.dtype), other) == exact
+    assert torch.allclose(mine.float(), other.float(), atol=0.01)
+    theirs.resampler.filter = mine.clone()
 
 
 @pytest.mark.parametrize(

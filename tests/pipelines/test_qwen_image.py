@@ -35,6 +35,23 @@ def draw(engine, ask):
     return draw
 
 
+@pytest.mark.parametrize("model", ["qwen_image", "qwen_image_edit", "krea2"])
+def test_low_vram_is_tiles_of_256_px_in_newer_versions(engine, ask, model):
+    def draw(low_vram, version=NEW.version, **size):
+        request = ask(model, **({"width": 288} | size))
+        recipe = replace(request.recipe, low_vram=low_vram, trainer_version=version)
+        result = engine.sample(replace(request, recipe=recipe))
+        assert result.info["low_vram"] == (low_vram != "off")  # as in jobs of the trainer's form
+        return hashlib.sha256(result.frames.tobytes()).hexdigest()
+
+    assert draw("auto") == draw("on") != draw("off")
+    assert draw("on", width=128) == draw("off", width=128)
+    if model != "krea2":  # which came later
+        assert draw("on", OLD.version) == draw("off", OLD.version)
+    between = [replace(NEW, version=version) for version in ("0.10.21", "0.10.22")]
+    assert [profile.has("qwen_tiled_vae") for profile in between] == [False, True]
+
+
 def test_the_steps_of_a_square_megapixel():
     scheduler = flow_match_scheduler(SCHEDULER)
     slope = (0.9 - 0.5) / (8192 - 256)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ai_toolkit_inference import get_model
+from ai_toolkit_inference import Engine, get_model
 from ai_toolkit_inference.core.errors import CheckpointError, InvalidInputError
 from ai_toolkit_inference.core.prompts import resolve
 from ai_toolkit_inference.core.versions import PROFILES
@@ -67,7 +67,7 @@ def test_sides_of_an_area(area, ratio, sides):
 
 @pytest.mark.parametrize("ratio", [1e4, 1e-4])
 def test_a_picture_without_a_second_side_is_refused(ratio):
-    with pytest.raises(InvalidInputError, match="10000:1, too long"):
+    with pytest.raises(InvalidInputError, match=r"sides of \d+ and \d+ px, too long"):
         sides_of_area(384 * 384, ratio)
 
 
@@ -86,8 +86,25 @@ def test_the_size_that_the_text_encoder_is_shown(given, shown):
 
 
 def test_what_the_text_encoder_takes_no_longer_is_refused():
-    with pytest.raises(InvalidInputError, match="201:1"):
+    with pytest.raises(InvalidInputError, match="sides of 32 and 6432 px, too long"):
         READER.size(32, 32 * 201)
+
+
+@pytest.mark.parametrize(
+    ("model", "area", "longest"), [(EDIT, 1024 * 1024, 163), (PLUS, 384 * 384, 279)]
+)
+def test_longer_pictures_are_refused_before_anything_is_loaded(ask, model, area, longest):
+    READER.size(*sides_of_area(area, longest))
+    sides_of_area(VAE_PIXELS, longest)
+    with pytest.raises(InvalidInputError, match="too long"):
+        READER.size(*sides_of_area(area, longest + 1))
+    unloaded = Engine("cpu")
+    for size in ((longest, 1), (2, 2 * longest)):
+        unloaded.plan(ask(model, control_images=(Image.new("RGB", size),)))
+    words = rf"control image 1 is {longest + 1}x1 px; .* at most {longest} times"
+    with pytest.raises(InvalidInputError, match=words):
+        unloaded.plan(ask(model, control_images=(Image.new("RGB", (longest + 1, 1)),)))
+    assert unloaded.loads == 0
 
 
 def test_old_trainers_swap_the_sides():

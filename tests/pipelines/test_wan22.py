@@ -176,6 +176,7 @@ def test_only_newer_versions_decode_in_tiles(load, model):
     scale = vae.config.scale_factor_spatial
     latents = torch.randn(1, vae.config.z_dim, 1, 2, 288 // scale)
     context = context_of(load(model))
+    context.settings.low_vram = True
     frames = {}
     for version, tiled in ({OLD.version: False, NEW.version: True} | PROFILES_BETWEEN).items():
         context.profile = replace(get_profile(NEW.version), version=version)
@@ -185,6 +186,9 @@ def test_only_newer_versions_decode_in_tiles(load, model):
         assert not vae.use_tiling
     assert frames[True].shape == frames[False].shape
     assert not torch.equal(frames[True], frames[False])
+    context.settings.low_vram = False
+    with _wan22.tiles_of(context, vae):
+        assert not vae.use_tiling
 
 
 # --- LoRA files ------------------------------------------------------------------------------
