@@ -10,8 +10,9 @@ import pytest
 
 from ai_toolkit_inference.core.errors import InvalidInputError
 from ai_toolkit_inference.jobs.config import config_file, processes, read_config
+from ai_toolkit_inference.jobs.describe import describe
 from ai_toolkit_inference.jobs.fields import problems_of
-from ai_toolkit_inference.jobs.job import read_job
+from ai_toolkit_inference.jobs.job import read_job, requests_of
 from ai_toolkit_inference.jobs.models import model_of, weights_of
 
 BOMB = "config:\n  name: a\n  a0: &a0 [x, x]\n" + "".join(
@@ -75,8 +76,23 @@ def test_a_bad_configuration_is_refused(tmp_path, text, words):
 def test_several_processes(tmp_path):
     write(tmp_path)
     assert read_job(tmp_path).spec.id == "sd15"
-    with pytest.raises(InvalidInputError, match="1 processes; there is no number 1"):
+    with pytest.raises(
+        InvalidInputError, match=r"1 process\(es\), from number 0; there is no number 1"
+    ):
         read_job(tmp_path, 1)
+
+
+def test_which_process_and_of_what_kind(tmp_path):
+    plain = json.loads(config_file(write(tmp_path)).read_text())
+    (process,) = plain["config"]["process"]
+    plain["config"]["process"] = [process, process | {"type": "concept_slider"}]
+    (tmp_path / ".job_config.json").write_text(json.dumps(plain))
+    first, second = (read_job(tmp_path, number) for number in (0, 1))
+    assert (first.problems, [str(p) for p in second.problems]) == (
+        (),
+        ["type = 'concept_slider': another kind of process, which may draw samples otherwise"],
+    )
+    assert "process   1 of 0 to 1; --process chooses another" in describe(second)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +112,16 @@ def test_several_processes(tmp_path):
         ({"arch": "zimage", "name_or_path": "Tongyi-MAI/Z-Image"}, "zimage"),
         ({"arch": "qwen_image:2512"}, "qwen_image_2512"),
         ({"arch": "krea2:turbo"}, "krea2_turbo"),
+        ({"arch": "krea2:o_edit", "model_kwargs": {"edit": True}}, "krea2_o_edit"),
+        ({"arch": "krea2:o_edit", "model_kwargs": {}}, "krea2"),
+        (
+            {
+                "arch": "krea2",
+                "name_or_path": "krea/Krea-2-Turbo",
+                "model_kwargs": {"edit": True},
+            },
+            "krea2_o_edit_turbo",
+        ),
     ],
 )
 def test_the_model_of_a_job(section, model):
@@ -205,13 +231,92 @@ def test_fields_that_shape_samples_are_listed_and_others_are_not():
         "adapter": True,
         "train.free_u": True,
         "train.made_up": False,
-        "model.quantize": True,
         "model.vae_path": True,
         "model.compile": True,
         "model.te_dtype": True,
-        "sample.do_cfg_norm": True,
         "sample.samples[0].hue": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("arch", "low_vram", "reproduced"),
+    [
+        ("qwen_image", True, True), ("qwen_image", False, True), ("flux", True, True),
+        ("wan21:1b", False, True), ("wan21:1b", True, False),
+        ("ltx2", True, True), ("ltx2", False, True),
+    ],
+)  # fmt: skip
+def test_low_vram_is_the_jobs_where_it_shows(arch, low_vram, reproduced):
+    process = {"type": "sd_trainer", "model": {"arch": arch, "low_vram": low_vram}}
+    found = [problem.field for problem in problems_of(process, arch)]
+    assert found == [] if reproduced else found == ["model.low_vram"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "kwargs", "problems"),
+    [
+        ("flux", {"x": 1}, {"x": False}),
+        ("flex2", {"inpaint_dropout": 0.5, "do_random_inpainting": True}, {}),
+        ("flux2", {"match_target_res": True}, {}),
+        ("qwen_image_edit", {"match_target_res": True}, {"match_target_res": False}),
+        ("qwen_image_edit_plus:2511", {"match_target_res": False}, {}),
+        ("wan22_14b:t2v", {"train_high_noise": True, "vae_tiling": True}, {}),
+        ("wan22_14b_i2v", {"train_low_noise": False, "vae_tiling": True}, {}),
+        ("wan21:1b", {"vae_tiling": True}, {"vae_tiling": True}),
+        ("wan21:1b", {"vae_tiling": False}, {}),
+        ("krea2:o_edit", {"edit": True, "kv_cache": True, "match_target_res": True}, {}),
+        ("krea2", {"edit": False, "kv_cache": True}, {"kv_cache": False}),
+        ("krea2", {"max_text_length": 512, "schedule_mu": 1.0}, {"schedule_mu": True}),
+        ("hidream", {"llama_model_path": "a"}, {"llama_model_path": True}),
+        ("hidream", {"llama_model_path": None}, {}),
+    ],
+)
+def test_which_model_kwargs_are_reproduced(tmp_path, arch, kwargs, problems):
+    job = read_job(write(tmp_path, model={"arch": arch, "model_kwargs": kwargs}))
+    found = {problem.field.rpartition(".")[2]: problem.pixels for problem in job.problems}
+    assert found == problems
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "switches"),
+    [
+        ({"arch": "flux"}, {"do_cfg_norm": True}, {}),
+        ({"arch": "qwen_image_edit_plus"}, {"do_cfg_norm": True}, {"do_cfg_norm": True}),
+        ({"arch": "qwen_image_edit_plus"}, {}, {"do_cfg_norm": False}),
+        (
+            {"arch": "krea2:o_edit", "model_kwargs": {"edit": True, "kv_cache": True}},
+            {},
+            {"kv_cache": True, "match_target_res": False},
+        ),
+    ],
+)
+def test_a_job_says_which_switches_are_on(tmp_path, model, sample, switches):
+    job = read_job(write(tmp_path, model=model, sample=SAMPLE | sample))
+    assert dict(job.switches) == switches
+    (request,) = requests_of(job, job.recipe(0, "tiny"), {})
+    assert request.switches == job.switches
+
+
+def test_two_different_first_pictures_are_not_reproduced_where_both_are_seen():
+    cases = {"qwen_image_edit_plus:2511": True, "krea2:o_edit": True, "flux2": False}
+    for arch, found in cases.items():
+        for again in ("a.png", "b.png", None):
+            samples = {"samples": [{"prompt": "a", "ctrl_img": "a.png", "ctrl_img_1": again}]}
+            process = {"type": "sd_trainer", "model": {"arch": arch}, "sample": samples}
+            problems = [problem.field for problem in problems_of(process, arch)]
+            expected = ["sample.samples[0].ctrl_img_1"] if found and again == "b.png" else []
+            assert problems == expected
+
+
+def test_a_job_says_whether_its_vae_works_in_tiles(tmp_path):
+    cases: list[tuple[dict[str, bool], str]] = [({"low_vram": True}, "on"), ({}, "off")]
+    for section, low_vram in cases:
+        job = read_job(write(tmp_path, model={"arch": "qwen_image"} | section))
+        assert job.recipe(0, "tiny").low_vram == low_vram
+    tiling = {"model_kwargs": {"vae_tiling": True}}
+    for arch, low_vram in (("wan22_5b", "on"), ("wan22_14b", "on"), ("wan22_14b_i2v", "off")):
+        job = read_job(write(tmp_path, model={"arch": arch} | tiling))
+        assert job.recipe(0, "tiny").low_vram == low_vram
 
 
 def test_quantize_means_nothing_to_stable_diffusion_but_a_live_lora(tmp_path):

@@ -18,17 +18,20 @@ from ai_toolkit_inference import Engine
 from ai_toolkit_inference.cli.main import main
 from ai_toolkit_inference.core.errors import InvalidInputError
 from ai_toolkit_inference.core.results import SampleResult
-from ai_toolkit_inference.jobs.compare import compare, heatmap, load_pair, side_by_side
+from ai_toolkit_inference.jobs.compare import Pair, compare, heatmap, load_pair, side_by_side
 from ai_toolkit_inference.jobs.describe import describe
 from ai_toolkit_inference.jobs.job import Job, read_job
 from ai_toolkit_inference.jobs.render import Rendered, as_trained, find_control, planned, render
 from ai_toolkit_inference.jobs.report import sheet, write_report
 from ai_toolkit_inference.jobs.rounding import saved_dtype, write_dithered
-from ai_toolkit_inference.jobs.verdict import DRIFTED, IDENTICAL, ROUNDING, judge, summary
+from ai_toolkit_inference.jobs.verdict import DRIFTED, IDENTICAL, ROUNDING, in_words, judge, summary
 
 FOLDERS = Path(__file__).parent / "folders"
 NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-LIVE, FLUX, ZIMAGE = (FOLDERS / name for name in ("live_sd15", "merged_flux", "merged_zimage"))
+LIVE, LOKR, FLUX, ZIMAGE, CLIPS = (
+    FOLDERS / name
+    for name in ("live_sd15", "lokr_qwen_image", "merged_flux", "merged_zimage", "clips_wan21")
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,9 @@ def verdicts(engine: Engine, job: Job, step: int) -> list[Any]:
 # bf16 of other processors rounds otherwise, so the verdicts are those of the goldens' kernels only
 @pytest.mark.usefixtures("golden_bf16")
 @pytest.mark.parametrize("step", [0, 2, 4])
-def test_a_job_with_fp32_weights_and_a_live_lora_is_drawn_again_exactly(cpu, step):
-    found = verdicts(cpu, read_job(LIVE), step)
+@pytest.mark.parametrize("folder", [LIVE, LOKR], ids=lambda path: path.name)
+def test_a_job_with_fp32_weights_and_a_live_network_is_drawn_again_exactly(cpu, folder, step):
+    found = verdicts(cpu, read_job(folder), step)
     assert [v.verdict for v in found] == [IDENTICAL] * 2
     assert all(v.difference.same_file and not v.causes for v in found)
 
@@ -55,25 +59,71 @@ def test_a_job_with_fp32_weights_and_a_live_lora_is_drawn_again_exactly(cpu, ste
 def test_before_training_every_job_is_exact_and_later_within_rounding(cpu, folder):
     job = read_job(folder)
     assert [v.verdict for v in verdicts(cpu, job, 0)] == [IDENTICAL] * 2
-    later = verdicts(cpu, job, 2)
-    assert [v.verdict for v in later] == [ROUNDING] * 2
-    for verdict in later:
-        first, second = verdict.causes[:2]
-        assert "saved as" in first.text and "levels" in first.evidence
-        assert "base had drifted" in second.text and "1 sampling(s)" in second.evidence
+    for step, drifted in ((2, False), (4, True)):
+        later = verdicts(cpu, job, step)
+        assert [v.verdict for v in later] == [ROUNDING] * 2
+        for verdict in later:
+            first, second = verdict.causes[:2]
+            assert "saved as" in first.text and "levels" in first.evidence
+            assert ("base had drifted" in second.text) is drifted
 
 
-def test_other_pictures_have_drifted_and_the_evidence_is_named(cpu):
-    job = replace(read_job(LIVE), device="cuda:0")
+@pytest.mark.usefixtures("golden_bf16")
+def test_clips_of_a_merged_job_are_exact_until_its_base_drifts(cpu):
+    job = read_job(CLIPS)
+    for step in (0, 2):  # before the LoRA was first taken out again
+        found = verdicts(cpu, job, step)
+        assert [v.verdict for v in found] == [IDENTICAL] * 2
+        assert all(v.difference.same_file for v in found)
+    for verdict in verdicts(cpu, job, 4):
+        assert (verdict.verdict, verdict.rounding) == (DRIFTED, None)  # fp32 files
+        assert "base had drifted" in verdict.causes[0].text
+        assert "1 sampling(s) since training began" in verdict.causes[0].evidence
+        assert len(verdict.pair.theirs) == 5
+        assert 3 < verdict.difference.mean < 5  # webp takes its share
+
+
+@pytest.mark.parametrize(
+    ("folder", "model", "version"),
+    [
+        (LIVE, "sd15", "0.12.26"),
+        (FLUX, "flux", "0.12.26"),
+        (ZIMAGE, "zimage_turbo", "0.12.26"),
+        (LOKR, "qwen_image", "0.7.19"),
+        (CLIPS, "wan21_1b", "0.12.26"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_what_the_folders_are(cpu, folder, model, version):
+    job = read_job(folder)
+    assert (job.spec.id, job.problems) == (model, ())
+    (request, *_) = (request for _, request in planned(job, as_trained(job, 4, "tiny")))
+    assert cpu.plan(request).profile.version == version
+
+
+def test_other_pictures_have_drifted(cpu):
+    job = read_job(LIVE)
     (drawn,) = render(cpu, planned(job, as_trained(job, 4, "tiny"), only=(0,)))
     dark = replace(drawn, result=replace(drawn.result, frames=drawn.result.frames // 2))
     found = judge(cpu, job, dark, job.samples_of(4))
     assert (found.verdict, found.rounding) == (DRIFTED, None)  # nothing is lost in fp32 files
-    assert "cuda:0, this was drawn on cpu" in found.causes[0].evidence
+    assert found.info["trainer_version"] == "0.12.26"
     small = replace(drawn, result=replace(drawn.result, frames=drawn.result.frames[:, ::2]))
     found = judge(cpu, job, small, job.samples_of(4))
-    assert "different sizes" in found.causes[0].evidence
+    assert "has 128x96 px, this 128x48 px" in found.causes[0].evidence
+    assert in_words(found) == "another size"
     assert heatmap(found.pair).min() == 255
+
+
+def test_of_a_clip_the_frame_that_differs_most_is_shown():
+    frames = np.zeros((3, 4, 4, 3), np.uint8)
+    other = frames.copy()
+    other[1, 2, 2], other[2, 0, 0] = 9, 1
+    pair = Pair(frames, other, False)
+    assert pair.shown == 1
+    assert np.argwhere(heatmap(pair).any(axis=2)).tolist() == [[2, 2]]
+    assert side_by_side(pair)[2, 2].tolist() == [9, 9, 9]
+    assert Pair(frames, other[:2], False).shown == 0
 
 
 def test_a_lossy_sample_is_compared_after_the_same_loss(cpu):
@@ -149,6 +199,26 @@ def test_control_images_of_another_machine(tmp_path):
         find_control("/data/b.png", tmp_path)
 
 
+@pytest.mark.parametrize(("model", "needed"), [("flex2", False), ("flux_kontext", True)])
+def test_a_missing_control_image_stops_a_rendering_unless_told(tmp_path, model, needed):
+    folder = shutil.copytree(LIVE, tmp_path / "job")
+    config = folder / "config.yaml"
+    text = config.read_text().replace("arch: sd15", f"arch: {model}")
+    text = text.replace("- prompt: a photo", "- ctrl_img: /data/a.png\n        prompt: a photo")
+    config.write_text(text)
+    job = read_job(folder)
+    assert "with /data/a.png" in describe(job)
+    recipe = as_trained(job, 4, "tiny")
+    with pytest.raises(InvalidInputError, match=r"a\.png is not at /data"):
+        planned(job, recipe, only=(0,))
+    if needed:  # as the trainer, the model does nothing without
+        with pytest.raises(InvalidInputError, match=r"a\.png is not at /data"):
+            planned(job, recipe, only=(0,), anyway=True)
+        return
+    ((sample, request),) = planned(job, recipe, only=(0,), anyway=True)
+    assert (sample.controls, request.control_images) == (("/data/a.png",), ())
+
+
 @pytest.mark.usefixtures("golden_bf16")
 def test_the_report_is_one_file_with_everything_in_it(cpu, tmp_path):
     job = read_job(FLUX)
@@ -157,6 +227,7 @@ def test_the_report_is_one_file_with_everything_in_it(cpu, tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
     assert "0 identical, 2 within" in page and "saved as" in page
+    assert "Drawn on cpu as trainer 0.12.26 draws; base" in page
     assert "http" not in page
     assert summary(found)["within_save_rounding"] == 2
     assert sheet(found).shape[2] == 3
@@ -176,6 +247,28 @@ def test_the_commands(tmp_path, capsys):
     assert report.stat().st_size > 1000
     assert main(["job", "show", str(tmp_path)]) == 2
     assert "no config.yaml" in capsys.readouterr().err
+
+
+def test_comparing_says_which_samples_have_no_weights(tmp_path, capsys):
+    folder = shutil.copytree(LIVE, tmp_path / "job")
+    (folder / "live_sd15.safetensors").unlink()
+    common = ["--weights", "tiny", "--device", "cpu", "--only", "0"]
+    assert main(["job", "compare", str(folder), *common]) == 0
+    said = capsys.readouterr().out
+    assert "step 2 is the latest with weights; there are samples of 4 too" in said
+    (folder / "live_sd15.safetensors").write_bytes(b"no")
+    assert "weights   of steps 2, unknown (final)" in describe(read_job(folder))
+    assert main(["job", "compare", str(folder), *common, "--step", "4"]) == 2
+    assert "keeps the weights of the last few" in capsys.readouterr().err
+
+
+def test_a_damaged_sample_is_named(cpu, tmp_path):
+    folder = shutil.copytree(LIVE, tmp_path / "job")
+    job = read_job(folder)
+    file = job.samples_of(4).files[0]
+    file.write_bytes(b"no")
+    with pytest.raises(InvalidInputError, match=f"{file.name} could not be read.*out of samples/"):
+        verdicts(cpu, job, 4)
 
 
 def test_the_recipe_names_the_version_even_before_training():
