@@ -7,27 +7,8 @@
 // --show: node types that have to display a picture or a video after the run.
 // --play: the videos are played to their end, and what came out of them is reported.
 // Prints one JSON report. Exit 0 only if every node type is known and the run ended well.
-// CHROMIUM is the browser to start.
-import fs from 'node:fs'
-import path from 'node:path'
 import { parseArgs } from 'node:util'
-import { chromium } from 'playwright-core'
-
-const MIME = {
-  '.json': 'application/json',
-  '.png': 'image/png',
-  '.webp': 'image/webp',
-  '.mp4': 'video/mp4',
-  '.webm': 'video/webm'
-}
-const ENDS = ['execution_success', 'execution_error', 'execution_interrupted']
-// Dialogs of a first visit that would cover the canvas.
-const SETTINGS = {
-  'Comfy.TutorialCompleted': true,
-  'Comfy.UseNewMenu': 'Top',
-  'Comfy.Workflow.ShowMissingModelsWarning': false,
-  'Comfy.Notification.ShowVersionUpdates': false
-}
+import { launch, openEditor, openFile, openPage, ownErrors, run, settled, showGraph } from './page.mjs'
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
@@ -48,64 +29,14 @@ if (!url || !options.shot || !(options.drop || (options.template && options.sour
   throw new Error('usage: browser_check.mjs URL --shot FILE (--drop FILE | --template NAME --source PACK)')
 }
 
-async function openPage(browser, report) {
-  const context = await browser.newContext({ viewport: { width: 1600, height: 950 } })
-  const origin = new URL(url).origin
-  await context.route('**/*', (route) => {
-    const local = [origin, 'data:', 'blob:'].some((start) => route.request().url().startsWith(start))
-    return local ? route.continue() : route.abort()
-  })
-  await context.request.post(`${origin}/settings`, { data: SETTINGS })
-  const page = await context.newPage()
-  page.setDefaultTimeout(timeout)
-  page.on('pageerror', (error) => report.page_errors.push(String(error.stack ?? error)))
-  return page
-}
-
 async function openWorkflow(page) {
   const query = options.template
     ? `?${new URLSearchParams({ template: options.template, source: options.source })}`
     : ''
-  await page.goto(url + '/' + query, { waitUntil: 'domcontentloaded' })
-  await page.locator('#graph-canvas').waitFor({ state: 'visible' })
-  await page.waitForFunction(
-    () => window.app?.graph && Object.keys(window.LiteGraph.registered_node_types).length > 100
-  )
-  if (options.drop) {
-    await settled(page)
-    await page.evaluate(() => window.app.graph.clear())
-    await dropFile(page, options.drop)
-  }
+  await openEditor(page, url, query)
+  if (options.drop) return openFile(page, options.drop)
   await page.waitForFunction(() => window.app.graph.nodes.length > 0)
   await settled(page)
-}
-
-// The start page loads its own workflow some time after the canvas is there.
-async function settled(page) {
-  let before = ''
-  for (;;) {
-    const now = await page.evaluate(() => JSON.stringify(window.app.graph.nodes.map((n) => n.id)))
-    if (now === before) return
-    before = now
-    await page.waitForTimeout(1000)
-  }
-}
-
-async function dropFile(page, file) {
-  const type = MIME[path.extname(file)]
-  const content = { data: fs.readFileSync(file).toString('base64'), name: path.basename(file), type }
-  await page.evaluate(({ data, name, type }) => {
-    const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0))
-    const dataTransfer = new DataTransfer()
-    dataTransfer.items.add(new File([bytes], name, { type }))
-    const canvas = document.querySelector('#graph-canvas')
-    const { x, y, width, height } = canvas.getBoundingClientRect()
-    const place = { clientX: x + width / 2, clientY: y + height / 2 }
-    for (const event of ['dragenter', 'dragover', 'drop']) {
-      const init = { bubbles: true, cancelable: true, dataTransfer, ...place }
-      canvas.dispatchEvent(new DragEvent(event, init))
-    }
-  }, content)
 }
 
 const graphState = (page) =>
@@ -125,43 +56,6 @@ const graphState = (page) =>
       dialogs: [...document.querySelectorAll('[role="dialog"]')].map((d) => d.innerText.slice(0, 500))
     }
   })
-
-async function showGraph(page) {
-  await page.keyboard.press('Escape')
-  await page.evaluate(() => {
-    const { canvas, graph } = window.app
-    canvas.selectItems(graph.nodes)
-    canvas.fitViewToSelectionAnimated({ duration: 1 })
-  })
-  await page.waitForTimeout(500)
-  await page.evaluate(() => {
-    window.app.canvas.deselectAll()
-    window.app.canvas.setDirty(true, true)
-  })
-}
-
-async function run(page) {
-  await page.evaluate(
-    ([ends]) => {
-      window.seen = { counts: {}, end: null, error: null, outputs: {} }
-      const kinds = ['execution_cached', 'executing', 'progress', 'b_preview', 'executed', ...ends]
-      for (const kind of kinds) {
-        window.app.api.addEventListener(kind, ({ detail }) => {
-          window.seen.counts[kind] = (window.seen.counts[kind] ?? 0) + 1
-          if (kind === 'executed') window.seen.outputs[detail.node] = detail.output
-          if (kind === 'execution_error') window.seen.error = detail.exception_message
-          if (ends.includes(kind)) window.seen.end = kind
-        })
-      }
-    },
-    [ENDS]
-  )
-  await page.getByRole('button', { name: /^Run\b/ }).first().click()
-  await page.waitForFunction(
-    () => window.seen.end || Object.keys(window.app.lastNodeErrors ?? {}).length
-  )
-  return page.evaluate(() => ({ ...window.seen, node_errors: window.app.lastNodeErrors }))
-}
 
 // What each node displays: loaded pictures with their sizes, and videos.
 const displayed = (page) =>
@@ -240,19 +134,14 @@ async function check(page, report) {
     if (options.play) report.played = await played(page)
     await showGraph(page)
   }
-  const own = report.page_errors.filter((error) => /\/extensions\/(?!core\/)/.test(error))
+  const own = ownErrors(report.page_errors)
   if (own.length) throw new Error(`errors in the pack's scripts: ${own}`)
 }
 
 const report = { page_errors: [], failure: null }
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync']
-    .concat(['--disable-background-networking', '--disable-component-update'])
-    .concat(['--use-angle=swiftshader', '--enable-unsafe-swiftshader'])
-})
+const browser = await launch()
 try {
-  const page = await openPage(browser, report)
+  const page = await openPage(browser, url, { errors: report.page_errors, timeout })
   try {
     await check(page, report)
   } catch (error) {

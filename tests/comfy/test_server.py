@@ -47,3 +47,14 @@ def test_stale_state_is_no_server(comfyui: ModuleType, tmp_path: Path) -> None:
     state = comfyui.Server("http://127.0.0.1:1", 1, tmp_path / "log", tmp_path)
     (tmp_path / "server.json").write_text(state.as_json())
     assert comfyui.find_server(tmp_path) is None
+
+
+def test_another_release_of_the_page(
+    comfyui: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AITK_CACHE", str(tmp_path))
+    monkeypatch.setenv("COMFYUI_FRONTEND", "1.2.3")
+    unpacked = tmp_path / "comfyui-frontend-package-1.2.3"
+    unpacked.mkdir()
+    command = comfyui._command("python", tmp_path, 8188, "cpu", [])
+    assert command[command.index("--front-end-root") + 1] == str(unpacked)
