@@ -16,6 +16,7 @@ help:
 	@echo "make demo         render a workflow in a real ComfyUI with a tiny model (COMFYUI_PATH: your ComfyUI)"
 	@echo "make test         all tests; ARGS are passed to pytest"
 	@echo "make test-matrix  the tests with the other supported versions of diffusers and transformers"
+	@echo "make test-install the pack packed as the registry does, and installed as ComfyUI-Manager does"
 	@echo "make parity       compare with the trainer's own code (AI_TOOLKIT_PATH, AI_TOOLKIT_PYTHON)"
 	@echo "make bench        time ratios"
 	@echo "make lint         ruff and pyright; make fix formats"
@@ -30,6 +31,9 @@ test: $(VENV)/.pack
 
 test-matrix: .venv-t4/.libraries .venv-t523/.libraries
 	for venv in $(MATRIX_VENVS); do $$venv/bin/python $(PYTEST) $(MATRIX) $(ARGS) || exit 1; done
+
+test-install: $(VENV)/.pack .venv-registry/.tools .venv-comfyui/.manager
+	AITK_TEST_INSTALL=1 $(PY) $(PYTEST) --dist load tests/install $(ARGS)
 
 parity: $(VENV)/.pack
 	$(PY) -m pytest -ra tests/parity $(ARGS)
@@ -100,4 +104,17 @@ LAYER = layer() { \
 .venv-t523/.libraries: $(VENV)/.pack requirements/transformers-5.23.txt
 	$(LAYER) .venv-t523
 	.venv-t523/bin/python $(INSTALL) -r requirements/transformers-5.23.txt
+	touch $@
+
+.venv-registry/.tools: requirements/registry.txt
+	$(PYTHON) -m venv .venv-registry
+	.venv-registry/bin/python $(INSTALL) -r requirements/registry.txt
+	touch $@
+
+# A ComfyUI as its users have it: what ComfyUI and its Manager require, and nothing of this pack's.
+.venv-comfyui/.manager: $(VENV)/.libraries requirements/manager.txt scripts/link_packages.py
+	rm -rf .venv-comfyui
+	$(PY) -m venv --without-pip .venv-comfyui
+	$(PY) scripts/link_packages.py .venv-comfyui pip setuptools torch requirements/comfy.txt requirements/comfy-nodeps.txt
+	.venv-comfyui/bin/python $(INSTALL) -r requirements/manager.txt
 	touch $@

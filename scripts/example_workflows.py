@@ -44,12 +44,15 @@ NEEDS_TRAINER = (
 SHAPES: dict[str, tuple[dict[str, str], list[str], dict[str, str]]] = {
     "LoadAIToolkitModel": (
         {},
-        ["model", "weights", "dtype", "quantize", "trainer_version", "offload"],
+        [
+            "model", "weights", "dtype", "quantize", "trainer_version", "offload", "quantize_te",
+            "layer_offloading", "low_vram",
+        ],
         {"model": "AITK_MODEL"},
     ),
     "ApplyAIToolkitLoRA": (
         {"model": "AITK_MODEL"},
-        ["lora_name", "multiplier", "lora_name_low", "mode", "allow_partial", "url"],
+        ["lora_name", "multiplier", "lora_name_low", "mode", "allow_partial", "url", "role"],
         {"model": "AITK_MODEL", "report": "STRING"},
     ),
     "AIToolkitSample": (
@@ -195,6 +198,9 @@ def _load(model: str) -> dict[str, Any]:
         "quantize": "as_trained",
         "trainer_version": "auto",
         "offload": "auto",
+        "quantize_te": "as quantize",
+        "layer_offloading": False,
+        "low_vram": "auto",
     }
 
 
@@ -206,6 +212,7 @@ def _lora(multiplier: float, pair: bool = False) -> dict[str, Any]:
         "mode": "as_trainer",
         "allow_partial": False,
         "url": "",
+        "role": "trained",
     }
 
 

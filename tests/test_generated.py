@@ -16,7 +16,7 @@ from ai_toolkit_inference import list_models
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("script", ["docs.py", "example_workflows.py"])
+@pytest.mark.parametrize("script", ["docs.py", "example_workflows.py", "locales.py"])
 def test_nothing_generated_is_stale(script: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
