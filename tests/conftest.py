@@ -14,6 +14,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+RECIPE_FIELDS = ("quantize", "quantize_te", "layer_offloading")  # those that `ask` takes as well
 GOLDEN_LORAS = Path(__file__).parent / "goldens" / "loras"
 
 
@@ -120,7 +121,8 @@ def ask() -> Callable[..., Any]:
         **fields: Any,
     ) -> SampleRequest:
         refs = tuple(AdapterRef(str(path), multiplier) for path, multiplier in adapters)
-        recipe = Recipe(model, str(weights), dtype, adapters=refs, mode=mode)
+        given = {name: fields.pop(name) for name in RECIPE_FIELDS if name in fields}
+        recipe = Recipe(model, str(weights), dtype, adapters=refs, mode=mode, **given)
         small = {"prompt": "a photo of cat", "width": 64, "height": 64, "steps": 2}
         small |= {"num_frames": 5} if model in clips else {}
         pictures = (picture,) * needed.get(model, 0)

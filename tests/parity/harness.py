@@ -3,6 +3,7 @@
     python tests/parity/harness.py table                the stored results
     python tests/parity/harness.py loras                let the trainer write the LoRA files
     python tests/parity/harness.py layers               its networks on single layers, as goldens
+    python tests/parity/harness.py quantized            its qtypes on single layers, as goldens
     python tests/parity/harness.py compare [--store]    trainer against engine, in one run
 
 The last three need AI_TOOLKIT_PATH and AI_TOOLKIT_PYTHON (see docs/parity.md); --store keeps the
@@ -12,60 +13,53 @@ trainer's pictures as goldens and the results for the exactness table.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import layer_goldens
 import numpy as np
 import sounds
-from arithmetic import bf16_arithmetic
+from arithmetic import layer_arithmetic
 from filelock import FileLock
+from goldens import RESULTS, Difference, load_json, store_goldens, store_results, write_json
 from PIL import Image
+from quantized_layers import DTYPES
 from rows import (
     GOLDENS,
-    PROMPTS,
     SAMPLE,
     SIDES,
     TRIGGER,
     Row,
     all_rows,
+    base_lora,
     control_images,
     expert_suffix,
     job,
     kind_of,
     lora_file,
+    quantization,
 )
 from safetensors.torch import load_file
 
 from ai_toolkit_inference import Engine, SampleRequest, SampleResult
+from ai_toolkit_inference.core.qtypes import QTYPES
+from ai_toolkit_inference.core.quantizing import qtypes_of_job
 from ai_toolkit_inference.core.requests import AdapterRef, Recipe
-from ai_toolkit_inference.core.versions import PROFILES
+from ai_toolkit_inference.core.versions import PROFILES, get_profile
 from ai_toolkit_inference.engine.control_images import read_control_image
-from ai_toolkit_inference.engine.engine import library_versions
 from ai_toolkit_inference.engine.files import save_animation, save_image
+from ai_toolkit_inference.engine.training_adapters import LIVE
 from ai_toolkit_inference.engine.weights import tiny_folder
 from ai_toolkit_inference.pipelines._registry import get_model
 
-MANIFEST = GOLDENS / "manifest.json"
-RESULTS = GOLDENS / "results.json"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Two pictures compared: PNG bytes equal or not, pixels off, largest and mean level off."""
-
-    same_file: bool
-    pixels: int
-    most: int
-    mean: float
+QUANTIZED = GOLDENS / "quantized.json"
 
 
 def compare(ours: bytes, theirs: bytes) -> Difference:
@@ -107,7 +101,10 @@ def draw(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> Samp
             dtype=row.dtype,
             trainer_version=profile,
             adapters=adapters,
-            mode="live" if row.live else "as_trainer",
+            mode="live" if row.live and not row.quantized else "as_trainer",
+            **_quantize(row, profile),
+            **base_lora(row, profile),
+            low_vram="on" if row.low_vram else "off",
         ),
         prompt=sample["prompt"],
         width=settings["width"],
@@ -123,8 +120,16 @@ def draw(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> Samp
         trigger_word=TRIGGER,
         cached_text=row.cached,
         sampler=row.sampler,
+        switches=row.switches,
     )
     return engine.sample(request)
+
+
+def _quantize(row: Row, profile: str) -> dict[str, Any]:
+    settings = quantization(row, profile)
+    quantize, encoders = qtypes_of_job(settings, get_model(row.model.id))
+    offloading = settings.get("layer_offloading", False)
+    return {"quantize": quantize, "quantize_te": encoders, "layer_offloading": offloading}
 
 
 def _is_doubled(row: Row, sample: dict[str, Any]) -> bool:
@@ -198,20 +203,24 @@ def _check_case(row: Row, entry: dict[str, Any]) -> None:
         raise RuntimeError(f"{row.id}: the trainer merged={entry['merged']}")
     if not row.multipliers and entry["modules_with_effect"]:
         raise RuntimeError(f"{row.id}: the trainer's network is not as before its first step")
+    if row.base_lora in LIVE and not entry.get("assistant", {}).get("acts"):
+        raise RuntimeError(f"{row.id}: the trainer's {row.base_lora} does not act")
     networks = [entry, entry["second"]] if len(row.kinds) > 1 else [entry]
     for network in networks if row.multipliers else ():
         if network["lora_keys_not_loaded"] or not network["modules_with_effect"]:
             raise RuntimeError(f"{row.id}: the trainer did not load the adapters as given")
 
 
-def write_loras(pattern: str) -> None:
+def write_loras(patterns: list[str]) -> None:
     """Lets the trainer write an adapter with random values for every model and kind."""
     profile = trainer_profile()
     targets = {}
     for row in all_rows(profile):
-        for kind in row.kinds:
+        for kind in (*row.kinds, *(("base",) if row.base_lora else ())):
             targets[lora_file(row.model, profile, kind)] = (row.model, kind)
-    targets = {path: target for path, target in targets.items() if pattern in path.name}
+    targets = {
+        path: target for path, target in targets.items() if any(p in path.name for p in patterns)
+    }
     jobs = []
     for path, (model, kind) in targets.items():
         row = Row(model, "fp32", path.stem.replace(".", "_"), kinds=(kind,))
@@ -246,88 +255,30 @@ def write_layers() -> None:
         layer_goldens.store(trainer_profile(), Path(folder))
 
 
-# --- goldens and results ---------------------------------------------------------------------
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, empty if there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def golden(profile: str, row: Row) -> list[bytes]:
-    """The stored pictures the trainer drew for a row."""
-    names = load_json(MANIFEST)[profile]["rows"][row.id]
-    return [(GOLDENS / "images" / name).read_bytes() for name in names]
-
-
-def golden_sounds(profile: str, row: Row) -> sounds.Sounds:
-    """The stored sounds of a row's clips."""
-    return sounds.read(load_json(MANIFEST)[profile].get("sounds", {}).get(row.id, {}))
-
-
-def store_goldens(
-    profile: str, pictures: dict[str, list[bytes]], heard: dict[str, sounds.Sounds], trainer: Any
-) -> None:
-    """Keeps the trainer's pictures and sounds by content, and a manifest of what drew them.
-
-    Rows that were not drawn this time stay as they are, unless there is no such row any more.
-    """
-    folder = GOLDENS / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = load_json(MANIFEST)
-    known = {row.id for row in all_rows(profile)}
-    before = manifest.get(profile, {})
-    rows = {row_id: names for row_id, names in before.get("rows", {}).items() if row_id in known}
-    for row_id, files in sorted(pictures.items()):
-        rows[row_id] = [f"{hashlib.sha256(png).hexdigest()[:16]}.png" for png in files]
-        for name, png in zip(rows[row_id], files, strict=True):
-            (folder / name).write_bytes(png)
-    manifest[profile] = {
-        "trainer": trainer,
-        "bf16_arithmetic": bf16_arithmetic(),
-        "settings": {"sample": SAMPLE, "prompts": PROMPTS, "trigger_word": TRIGGER},
-        "rows": rows,
-        "sounds": sounds.write_rows(heard, before.get("sounds", {}), known),
-    }
-    _write_json(MANIFEST, manifest)
-    sounds.remove_unused(manifest)
-    used = {
-        name for entry in manifest.values() for names in entry["rows"].values() for name in names
-    }
-    for path in folder.glob("*.png"):
-        if path.name not in used:
-            path.unlink()
-
-
-def store_results(profile: str, differences: dict[str, list[Difference]], device: str) -> None:
-    """Keeps, per model, precision and library line, how many pictures were equal."""
-    results = load_json(RESULTS)
-    libraries = library_versions()
-    line = f"diffusers {libraries['diffusers']}, transformers {libraries['transformers']}"
-    for row in all_rows(profile):
-        if row.id in differences:
-            key = f"{row.model.id} {row.dtype} {profile} {device} {line}"
-            results[key] = {"pictures": 0, "exact": 0, "most": 0, "torch": libraries["torch"]}
-    for row in all_rows(profile):
-        for off in differences.get(row.id, ()):
-            entry = results[f"{row.model.id} {row.dtype} {profile} {device} {line}"]
-            entry["pictures"] += 1
-            entry["exact"] += off.same_file
-            entry["most"] = max(entry["most"], off.most)
-    _write_json(RESULTS, dict(sorted(results.items())))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def write_quantized() -> None:
+    """Lets the trainer quantize single layers, and keeps digests of what it gave."""
+    profile = get_profile(trainer_profile())
+    names = [q.name for q in QTYPES if not q.since or profile.has(q.since)]
+    with tempfile.TemporaryDirectory() as folder:
+        qtypes, out = Path(folder) / "qtypes.json", Path(folder) / "out.json"
+        qtypes.write_text(json.dumps(names), encoding="utf-8")
+        script = Path(__file__).with_name("trainer_quantized.py")
+        command = [os.environ["AI_TOOLKIT_PYTHON"], str(script), str(qtypes), str(out)]
+        subprocess.run(command, check=True)
+        measured = load_json(out)
+    arithmetic = {name: layer_arithmetic(dtype) for name, dtype in DTYPES.items()}
+    stored = load_json(QUANTIZED)
+    stored[measured["version"]] = {"arithmetic": arithmetic, "results": measured["results"]}
+    write_json(QUANTIZED, stored)
 
 
 # --- commands --------------------------------------------------------------------------------
 
 
-def run_comparison(store: bool, device: str, pattern: str) -> int:
+def run_comparison(store: bool, device: str, patterns: list[str]) -> int:
     """Trainer against engine. Returns 0 if every picture is the same file."""
     profile = trainer_profile()
-    rows = [row for row in all_rows(profile) if pattern in row.id]
+    rows = [row for row in all_rows(profile) if any(part in row.id for part in patterns)]
     engine = Engine(device)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -371,13 +322,23 @@ def print_table() -> None:
         sys.stdout.write(f"{key:78} {entry['exact']:3}/{entry['pictures']:<3} {verdict}\n")
 
 
+WRITERS = {
+    "loras": write_loras,
+    "layers": lambda _: write_layers(),
+    "quantized": lambda _: write_quantized(),
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("command", choices=("table", "loras", "layers", "compare"))
+    parser.add_argument("command", choices=(*WRITERS, "table", "compare"))
     parser.add_argument("--store", action="store_true")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="rows, or files, whose name contains this")
+    parser.add_argument(
+        "--only", action="append", help="rows, or files, whose name contains this, or another"
+    )
     options = parser.parse_args()
+    only = options.only or [""]
     if options.command == "table":
         print_table()
         return 0
@@ -387,10 +348,10 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)  # as the trainer is run; fp32 sums differ by thread count
-    if options.command in ("loras", "layers"):
-        write_loras(options.only) if options.command == "loras" else write_layers()
+    if options.command in WRITERS:
+        WRITERS[options.command](only)
         return 0
-    return run_comparison(options.store, options.device, options.only)
+    return run_comparison(options.store, options.device, only)
 
 
 if __name__ == "__main__":

@@ -55,3 +55,15 @@ FLUX_KINDS = {
 KINDS = {"sd15": SD_KINDS, "sdxl": SD_KINDS, "flux": FLUX_KINDS}
 STACKS = {"sd15": ("lokr", "lora"), "sdxl": ("dora", "lora"), "flux": ("lokr_factored", "lora")}
 STRENGTHS = (0.6, 0.5)  # of the adapters of one row
+# What a job's `model` section may name under the trained network: case -> its field.
+ASSISTANT = {"assistant": "assistant_lora_path"}
+FUSED = {"fused": "lora_path"}
+BASE_LORAS = {
+    "sd15": FUSED,
+    "sdxl": FUSED,
+    "flux_schnell": ASSISTANT | {"inference": "inference_lora_path"} | FUSED,
+    "zimage_turbo": ASSISTANT,
+    "krea2_turbo": ASSISTANT,
+}
+BASE_FILL = {"seed": 4321, "down": 1.0, "up": 0.2}
+BASE_PARTS = dict.fromkeys(("sd15", "sdxl"), _only("attn1", "conv1", "fc1"))

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 import sounds
-from harness import (
-    as_png,
-    bf16_arithmetic,
-    compare,
-    draw,
-    golden,
-    golden_sounds,
-    load_json,
-)
+from arithmetic import bf16_arithmetic
+from goldens import RESULTS, golden, golden_sounds, groups, load_json
+from harness import as_png, compare, draw
 from rows import GOLDENS, KINDS, PROFILES, Row, all_rows
 
 from ai_toolkit_inference import Engine, list_models
@@ -47,6 +41,17 @@ def test_every_model_has_rows_and_goldens(profile: str) -> None:
     assert set(load_json(GOLDENS / "manifest.json")[profile]["rows"]) == {row.id for row in rows}
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_results_are_of_all_rows(profile: str) -> None:
+    results = load_json(RESULTS)
+    for group, rows in groups(profile).items():
+        lines = [entry for key, entry in results.items() if key.startswith(f"{group} cpu ")]
+        assert len(lines) == 3, f"{group}: a library line is missing"
+        pictures = sum(len(row.samples()) for row in rows)
+        assert {entry["pictures"] for entry in lines} == {pictures}, f"compare --store {group}"
+        assert all(entry["exact"] == pictures for entry in lines), group
+
+
 def test_the_rows_tell_cases_apart() -> None:
     rows = load_json(GOLDENS / "manifest.json")["0.12.26"]["rows"]
     for model in list_models():
@@ -58,12 +63,13 @@ def test_the_rows_tell_cases_apart() -> None:
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_rows_tell_kinds_and_ways_apart(profile: str) -> None:
     rows = load_json(GOLDENS / "manifest.json")[profile]["rows"]
+    same = ("-cached", "-qfloat8")  # of SD and SDXL nothing is quantized
     for model in KINDS:
         start = f"{model}-bf16-"
         drawn = [
             names[0]
             for row, names in rows.items()
-            if row.startswith(start) and not row.endswith("-cached")
+            if row.startswith(start) and not row.endswith(same)
         ]
         assert len(set(drawn)) == len(drawn), model
 

@@ -65,11 +65,14 @@ def job_config(job: dict, folder: str) -> OrderedDict:
     }  # fmt: skip
     model = {"name_or_path": job["checkpoint"], "arch": job["arch"]}
     model |= trainer_small.model_settings(job, folder)
+    given = job.get("model", {})
+    kwargs = model.get("model_kwargs", {}) | given.get("model_kwargs", {})
+    model |= given | ({"model_kwargs": kwargs} if kwargs else {})
     process: OrderedDict[str, object] = OrderedDict(
         type="sd_trainer",
         training_folder=folder,
         train=train | job.get("train", {}),
-        model=model | job.get("model", {}),
+        model=model,
         sample=sample | job.get("sample", {}),
         save={"dtype": "float16"} | job.get("save", {}),
     )
@@ -148,6 +151,9 @@ def observe(process) -> dict:
         "text_encoder_dtype": [str(encoder.dtype) for encoder in encoders],
         "device": str(sd.device_torch),
     }
+    if assistant := sd.assistant_lora:
+        facts["assistant"] = trainer_networks.observe(assistant, None)
+        facts["assistant"]["acts"] = assistant.is_active and not assistant.is_merged_in
     if network is None:
         return facts | {"modules": 0}
     facts |= trainer_networks.observe(network, process.network_config.pretrained_lora_path)
