@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from ai_toolkit_inference import SampleResult
 from ai_toolkit_inference.core.errors import InvalidInputError
 from ai_toolkit_inference.core.requests import Recipe
-from ai_toolkit_inference.nodes import _comfy, sample, video
+from ai_toolkit_inference.nodes import _comfy, _memory, sample, video
 
 
 class Engine:
@@ -36,6 +37,7 @@ def drawn(monkeypatch, result: SampleResult):
     monkeypatch.setattr(_comfy, "engine", lambda: Engine(result))
     monkeypatch.setattr(_comfy, "step_reporter", lambda node_id: None)
     monkeypatch.setattr(_comfy, "status_reporter", lambda node_id: None)
+    monkeypatch.setattr(_memory, "room_for", lambda engine, recipe: nullcontext())
     node = sample.AIToolkitSample()
     return node.sample(Recipe("sd15", weights="tiny"), "a cat", "", 0, 0, 0, -1.0, 42)
 
