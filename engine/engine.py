@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,18 @@ from ..pipelines._quiet import quiet_libraries
 from ..pipelines._registry import get_model
 from ..pipelines._render import Clip, RenderContext, Step, fit_projection
 from ..pipelines._skeleton import skeleton
-from .control_images import describe_control_image
+from .latents import (
+    check_draws_images,
+    check_latents,
+    check_size,
+    decode_latents,
+    encode_picture,
+)
 from .numerics import trainer_numerics
 from .placement import choose_offload, default_device, placed
 from .plan import Plan, PlannedAdapter, adapter_files, make_plan
 from .quantized import Quantized, open_quantized, quantize_model, spec_to_load
+from .record import record
 from .training_adapters import (
     FIELDS,
     BaseLora,
@@ -39,8 +46,6 @@ from .training_adapters import (
     open_base_loras,
 )
 from .weights import Stamp, cache_folder, find_adapter, find_weights, weights_stamp
-
-LIBRARIES = ("ai-toolkit-inference", "torch", "diffusers", "transformers", "numpy", "pillow")
 
 
 def _ignore(_: Any) -> None:
@@ -104,12 +109,34 @@ class Engine:
                 applied = self._switch(base, plan)
                 clip = self._render(base, plan, request, generator, on_step, previews)
             seconds = time.perf_counter() - started
-        info = _info(plan, request, base, applied, seconds)
+        info = record(plan, request, base.model.device, base.packed, applied, seconds)
         # not every model draws what is asked
         info["num_frames"], info["height"], info["width"] = clip.frames.shape[:3]
         fps = float(clip.fps or plan.settings.fps)
         info["fps"] = fps if fps % 1 else int(fps)
         return SampleResult(clip.frames, fps, info, clip.audio, clip.audio_rate)
+
+    def encode(
+        self, recipe: Recipe, picture: Any, on_status: Callable[[str], None] = _ignore
+    ) -> torch.Tensor:
+        """What the recipe's VAE makes of an RGB image of PIL, for SampleRequest.latents.
+
+        Raises InvalidInputError for models of clips, and for sizes that it does not draw.
+        """
+        spec = get_model(recipe.model)
+        check_draws_images(spec)
+        check_size(spec, *picture.size, spec.multiple_of, "a picture")
+        with self._vae(recipe, spec, on_status) as vae:
+            return encode_picture(vae, picture, self.device)
+
+    def decode(
+        self, recipe: Recipe, latents: torch.Tensor, on_status: Callable[[str], None] = _ignore
+    ) -> Any:
+        """The picture of latents as encode gives them: uint8 (1, H, W, 3)."""
+        spec = get_model(recipe.model)
+        check_latents(spec, latents)
+        with self._vae(recipe, spec, on_status) as vae:
+            return decode_latents(vae, latents, self.device)
 
     def adapter(
         self, recipe: Recipe, path: str, on_status: Callable[[str], None] = _ignore
@@ -246,6 +273,16 @@ class Engine:
             self._base = _Base(key, recipe.weights, names, model, state, merges, packed)
         return self._base
 
+    @contextmanager
+    def _vae(
+        self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]
+    ) -> Iterator[Any]:
+        with self._lock:
+            model = self._load(recipe, spec, on_status).model
+            offload = choose_offload(recipe.offload, model)
+            with trainer_numerics(0), quiet_libraries(), placed(model, offload):
+                yield model.modules["vae"]
+
     def _base_loras(
         self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]
     ) -> tuple[BaseLora, ...]:
@@ -320,64 +357,3 @@ def _bind(base: _Base, spec: ModelSpec, planned: PlannedAdapter) -> tuple[BoundL
     if key not in base.bindings:
         base.bindings[key] = bind(adapter, spec, base.model.modules, side, partial)
     return base.bindings[key]
-
-
-def _info(
-    plan: Plan,
-    request: SampleRequest,
-    base: _Base,
-    applied: tuple[Applied, ...],
-    seconds: float,
-) -> dict[str, Any]:
-    recipe = request.recipe
-    settings = {key: value for key, value in asdict(plan.settings).items() if value is not None}
-    if plan.spec.id != "sdxl":
-        del settings["prompt_2"], settings["negative_prompt_2"]
-    return {
-        "model": plan.spec.id,
-        "weights": Path(recipe.weights).name,
-        "dtype": recipe.dtype,
-        "quantize": plan.quantization.text,
-        "quantize_te": plan.quantization.encoders or "none",
-        "layer_offloading": recipe.layer_offloading,
-        "quantized_layers": base.packed,
-        "device": str(base.model.device),
-        "trainer_version": plan.profile.version,
-        "trainer_commit": plan.profile.commit,
-        "adapters": [
-            {
-                "file": Path(planned.adapter.path).name,
-                "sha256": planned.adapter.digest,
-                "multiplier": planned.multiplier,
-                **({"side": planned.side} if planned.side else {}),
-                "mode": "live" if act.live else "merged",
-                "layers": len(act.layers),
-                "left_out": len(planned.adapter.layers) - len({b.layer.name for b in act.layers}),
-                "effective": planned.adapter.effective,
-            }
-            for planned, act in zip(plan.adapters, applied, strict=True)
-        ],
-        "base_loras": [
-            {
-                "field": lora.field,
-                "file": Path(lora.adapter.path).name,
-                "sha256": lora.adapter.digest,
-            }
-            for lora in plan.base_loras
-        ],
-        "control_images": [describe_control_image(image) for image in request.control_images],
-        **settings,
-        "libraries": library_versions(),
-        "seconds": round(seconds, 3),
-    }
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the installed libraries that decide pixels; those missing are left out."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

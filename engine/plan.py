@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
 
 from ..adapters.bind import SIDES
 from ..adapters.names import DENOISER, split_name
@@ -14,15 +11,13 @@ from ..adapters.read import Adapter
 from ..core.errors import AdapterError, InvalidInputError
 from ..core.prompts import Settings, read_prompt, resolve
 from ..core.quantizing import Quantization, is_quantizing, resolve_quantization
-from ..core.requests import MAX_SIDE, AdapterRef, Recipe, SampleRequest
+from ..core.requests import AdapterRef, Recipe, SampleRequest
 from ..core.specs import ModelSpec
 from ..core.versions import LATEST, Profile, get_profile, profile_for_adapters
 from ..pipelines._registry import get_model
 from .control_images import check_control_images
+from .latents import check_latents, check_size
 from .training_adapters import BaseLora, open_base_loras
-
-LATENT_PIXELS = 8  # px per latent
-LEAST_SIDE = 64  # px
 
 
 @dataclass(frozen=True)
@@ -161,33 +156,11 @@ def _sized(
     spec: ModelSpec, request: SampleRequest, profile: Profile, settings: Settings
 ) -> Settings:
     # given latents decide the size; a size asked for beside them must agree
-    shape = _latents_shape(spec, request.latents)
-    height, width = shape[2] * LATENT_PIXELS, shape[3] * LATENT_PIXELS
+    width, height = check_latents(spec, request.latents)
     _, flags = read_prompt(request, profile)
     for name, given in (("width", width), ("height", height)):
         asked = flags.get(name, getattr(request, name))
         if asked not in (0, given):
             raise InvalidInputError(f"{name}={asked} but the latents are {given} px; use 0")
-    for side in (width, height):
-        if side % spec.grid(profile) or not LEAST_SIDE <= side <= MAX_SIDE:
-            raise InvalidInputError(
-                f"latents of {width}x{height} px; both sides must be multiples of "
-                f"{spec.grid(profile)} from {LEAST_SIDE} to {MAX_SIDE}"
-            )
+    check_size(spec, width, height, spec.grid(profile), "latents")
     return replace(settings, width=width, height=height)
-
-
-def _latents_shape(spec: ModelSpec, latents: Any) -> tuple[int, ...]:
-    if spec.task == "video":
-        raise InvalidInputError(f"{spec.id} draws clips, which start from noise; leave latents out")
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise InvalidInputError(f"latents are of {kind}; they must be a tensor of floats")
-    if latents.dim() != 4 or latents.shape[:2] != (1, spec.latent_channels):
-        raise InvalidInputError(
-            f"latents have the shape {list(latents.shape)}; {spec.id} takes one image: "
-            f"(1, {spec.latent_channels}, H/8, W/8)"
-        )
-    if not latents.isfinite().all():
-        raise InvalidInputError("latents hold NaN or infinite values; mend what made them")
-    return tuple(latents.shape)

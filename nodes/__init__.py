@@ -2,6 +2,7 @@
 
 from . import _routes
 from .job import AIToolkitCompareSamples, AIToolkitRenderSamples, LoadAIToolkitJob
+from .latent import AIToolkitDecode, AIToolkitEmptyLatent, AIToolkitEncode
 from .lora import ApplyAIToolkitLoRA
 from .model import LoadAIToolkitModel
 from .sample import AIToolkitSample
@@ -12,6 +13,9 @@ NODE_CLASS_MAPPINGS = {
     "ApplyAIToolkitLoRA": ApplyAIToolkitLoRA,
     "AIToolkitSample": AIToolkitSample,
     "AIToolkitSaveVideo": SaveVideo,
+    "AIToolkitEmptyLatent": AIToolkitEmptyLatent,
+    "AIToolkitEncode": AIToolkitEncode,
+    "AIToolkitDecode": AIToolkitDecode,
     "LoadAIToolkitJob": LoadAIToolkitJob,
     "AIToolkitRenderSamples": AIToolkitRenderSamples,
     "AIToolkitCompareSamples": AIToolkitCompareSamples,
@@ -21,6 +25,9 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ApplyAIToolkitLoRA": "Apply AI Toolkit LoRA",
     "AIToolkitSample": "AI Toolkit Sample",
     "AIToolkitSaveVideo": "AI Toolkit Save Video",
+    "AIToolkitEmptyLatent": "AI Toolkit Empty Latent",
+    "AIToolkitEncode": "AI Toolkit Encode",
+    "AIToolkitDecode": "AI Toolkit Decode",
     "LoadAIToolkitJob": "Load AI Toolkit Job",
     "AIToolkitRenderSamples": "AI Toolkit Render Samples",
     "AIToolkitCompareSamples": "AI Toolkit Compare Samples",

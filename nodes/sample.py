@@ -10,6 +10,7 @@ from ..core.prompts import parse_flags
 from ..core.requests import MAX_SEED, MAX_SIDE, MAX_STEPS, Recipe, SampleRequest
 from ..pipelines._registry import list_models
 from . import _comfy, _memory
+from .latent import latent_samples
 
 DEFAULT = "default"
 
@@ -214,7 +215,7 @@ class AIToolkitSample:
             control_images=_control_images(control_images),
             control_index=control_index,
             doubled_control=doubled_control,
-            latents=None if latent is None else latent["samples"],
+            latents=None if latent is None else latent_samples(latent),
             denoise=denoise,
         )
         engine = _comfy.engine()

@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ai_toolkit_inference import get_model, list_models
 from ai_toolkit_inference.core.errors import InvalidInputError
+from ai_toolkit_inference.core.requests import Recipe
+from ai_toolkit_inference.engine.latents import empty_latents
+from ai_toolkit_inference.pipelines._vendor import trainer_folder
 
 NAN = float("nan")
+IMAGE_MODELS = [spec.id for spec in list_models() if spec.task != "video"]
+CLIP_MODELS = [spec.id for spec in list_models() if spec.task == "video"]
 
 
 def latents(channels: int = 4, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -36,6 +43,58 @@ def test_latents_decide_the_size_and_below_one_the_picture(draw, model, channels
     assert half[0].shape == (1, 80, 96, 3)
     assert np.array_equal(half[0], half[2])
     assert not np.array_equal(half[0], half[1])
+
+
+@pytest.mark.parametrize("model", IMAGE_MODELS)
+def test_of_every_image_model(engine, draw, model):
+    """Empty latents change nothing but the size; a picture's are what sampling starts from."""
+    spec = get_model(model)
+    if spec.network and trainer_folder() is None:
+        pytest.skip(f"{model}'s network is the trainer's own code, which is not here")
+    plain = draw(model, width=128, height=128)
+    assert np.array_equal(draw(model, latents=empty_latents(spec, 128, 128)), plain)
+    recipe = Recipe(model, "tiny", "fp32")
+    start = engine.encode(recipe, Image.linear_gradient("L").convert("RGB").resize((128, 128)))
+    assert (start.shape, start.dtype) == ((1, spec.latent_channels, 16, 16), torch.float32)
+    picture = engine.decode(recipe, start)
+    assert (picture.shape, picture.dtype) == ((1, 128, 128, 3), np.uint8)
+    near = draw(model, latents=start, denoise=0.02, steps=50)
+    assert _distance(near, picture) < _distance(plain, picture)
+
+
+def _distance(one, other):
+    return np.abs(one.astype(int) - other).mean()
+
+
+@pytest.mark.parametrize("model", CLIP_MODELS)
+def test_clips_have_no_latents(engine, model):
+    recipe = Recipe(model, "tiny")
+    for refused in (
+        lambda: empty_latents(get_model(model), 64, 64),
+        lambda: engine.encode(recipe, Image.new("RGB", (64, 64))),
+        lambda: engine.decode(recipe, latents()),
+    ):
+        with pytest.raises(InvalidInputError, match="draws clips"):
+            refused()
+
+
+def test_the_size_of_empty_latents_is_a_samples():
+    for asked, shape in (((0, 0), (128, 128)), ((70, 1), (8, 8)), ((1000, 520), (64, 124))):
+        assert empty_latents(get_model("flux"), *asked).shape[2:] == shape
+
+
+def test_a_picture_off_the_grid_is_refused(engine):
+    picture = Image.new("RGB", (100, 200))
+    with pytest.raises(InvalidInputError, match=r"100x200 px; for flux .* of 16 .* as 96x192"):
+        engine.encode(Recipe("flux", "tiny"), picture)
+
+
+def test_a_decoded_picture_is_rounded_as_samples_are(engine, load):
+    start, vae = latents(), load("sd15").modules["vae"]
+    with torch.no_grad():
+        expected = (vae.decode(start).sample / 2 + 0.5).clamp(0, 1) * 255
+    picture = engine.decode(Recipe("sd15", "tiny", "fp32"), start)
+    assert np.array_equal(picture[0], expected[0].permute(1, 2, 0).round().byte().numpy())
 
 
 @pytest.mark.parametrize(("model", "shift"), [("sd15", 0.0), ("flux", 0.1159)])

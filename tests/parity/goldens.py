@@ -12,7 +12,7 @@ import sounds
 from arithmetic import bf16_arithmetic
 from rows import GOLDENS, PROMPTS, SAMPLE, TRIGGER, Row, all_rows
 
-from ai_toolkit_inference.engine.engine import library_versions
+from ai_toolkit_inference.engine.record import library_versions
 
 MANIFEST = GOLDENS / "manifest.json"
 RESULTS = GOLDENS / "results.json"
