@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidInputError
-from ..core.requests import AdapterRef, Recipe, SampleRequest
+from ..core.requests import AdapterRef, Recipe, SampleRequest, parse_switches
 from ..core.results import SampleResult
 from ..core.specs import ModelSpec
 from ..core.versions import PROFILES
@@ -208,15 +208,8 @@ def _request(options: argparse.Namespace) -> SampleRequest:
         control_images=tuple(map(read_control_image, options.control_image)),
         control_index=options.control_index,
         doubled_control=options.doubled_control,
-        switches=tuple(map(_switch, options.switch)),
+        switches=parse_switches(",".join(options.switch)),
     )
-
-
-def _switch(text: str) -> tuple[str, bool]:
-    name, _, value = text.partition("=")
-    if value not in ("on", "off"):
-        raise InvalidInputError(f"--switch {text}: write NAME=on or NAME=off")
-    return name, value == "on"
 
 
 def _adapters(options: argparse.Namespace) -> tuple[AdapterRef, ...]:

@@ -145,6 +145,18 @@ class SampleRequest:
             )
 
 
+def parse_switches(text: str) -> tuple[tuple[str, bool], ...]:
+    """SampleRequest.switches of text like `kv_cache=on, match_target_res=off`; none of none."""
+    return tuple(_switch(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _switch(text: str) -> tuple[str, bool]:
+    name, _, value = text.partition("=")
+    if not name or value not in ("on", "off"):
+        raise InvalidInputError(f"switch {text!r}; write NAME=on or NAME=off")
+    return name, value == "on"
+
+
 def _check_range(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InvalidInputError(f"{name}={value!r}; it must be a whole number, {least} to {most}")

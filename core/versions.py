@@ -193,12 +193,12 @@ CHANGES = (
         arch="wan",
     ),
     Change(
-        "wan22_tiled_vae",
+        "wan_tiled_vae",
         "0.10.22",
-        "the VAE of Wan 2.2 decodes frames of more than 256 px in tiles, as low_vram is on in jobs "
-        "of its form; before, at once",
-        "ostris/ai-toolkit@886c2aec extensions_built_in/diffusion_models/wan22/",
-        arch="wan22",
+        "with low_vram, which is on in jobs of the trainer's form for Wan 2.2, the VAE of Wan "
+        "decodes in tiles of 256 px; before, at once",
+        "ostris/ai-toolkit@886c2aec toolkit/models/wan21/wan21.py::Wan21.use_vae_tiling",
+        arch="wan",
     ),
     Change(
         "ltx2_prompt_unpadded",

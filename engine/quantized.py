@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ..adapters.bind import BoundLayer, bind
-from ..adapters.lokr import LokrLayer
 from ..adapters.lora import LiveLora, LoraLayer
 from ..adapters.read import Adapter
 from ..core.errors import AdapterError
@@ -32,18 +31,15 @@ from .weights import cache_folder
 
 @dataclass(frozen=True)
 class Quantized:
-    """How a base is to be quantized. profile: whose arithmetic the recovery adapter follows."""
+    """How a base is to be quantized, with the recovery adapter that it gets."""
 
     quantization: Quantization
     recovery: Adapter | None
-    profile: Profile
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for those that make the same base."""
-        digest = self.recovery.digest if self.recovery else ""
-        by_version = self.profile.has("lokr_by_factors") if self.recovery else False
-        return (*astuple(self.quantization), digest, by_version)
+        return (*astuple(self.quantization), self.recovery.digest if self.recovery else "")
 
 
 def open_quantized(
@@ -51,12 +47,19 @@ def open_quantized(
 ) -> Quantized:
     """What the recipe asks for. open_adapter: gives the adapter at a path.
 
-    Raises InvalidInputError for what the trainer does not have or fails on.
+    Raises InvalidInputError for what the trainer does not have or fails on, and AdapterError for
+    a recovery adapter that it fails on.
     """
-    profile = _profile(spec, recipe, open_adapter)
-    quantization = resolve_quantization(spec, recipe, profile)
-    file = quantization.recovery
-    return Quantized(quantization, open_adapter(locate_base_lora(file)) if file else None, profile)
+    quantization = resolve_quantization(spec, recipe, _profile(spec, recipe, open_adapter))
+    if not quantization.recovery:
+        return Quantized(quantization, None)
+    adapter = open_adapter(locate_base_lora(quantization.recovery))
+    if other := [layer for layer in adapter.layers if type(layer) is not LoraLayer]:
+        raise AdapterError(
+            f"{adapter.path}: {other[0].name} is a {other[0].kind} layer; the trainer fails at "
+            "accuracy recovery adapters that are no plain LoRA: use one, or leave out the |"
+        )
+    return Quantized(quantization, adapter)
 
 
 def spec_to_load(spec: ModelSpec, quantized: Quantized) -> ModelSpec:
@@ -79,7 +82,7 @@ def quantize_model(
     counts = quantize_base(
         model.modules, model.spec, quantized.quantization, model.device, cache, covered, on_status
     )
-    _attach(bound, model, quantized.profile)
+    _attach(bound, model)
     return counts
 
 
@@ -94,24 +97,20 @@ def _profile(spec: ModelSpec, recipe: Recipe, open_adapter: Callable[[str], Adap
 def _bind(adapter: Adapter, model: LoadedModel) -> tuple[BoundLayer, ...]:
     bound = bind(adapter, model.spec, model.modules)
     for one in bound:
-        plain = type(one.layer) in (LoraLayer, LokrLayer)
-        if not plain or one.path.partition(".")[0] not in model.spec.lora.denoisers:
+        if one.path.partition(".")[0] not in model.spec.lora.denoisers:
             raise AdapterError(
-                f"{adapter.path}: {one.layer.name} is a {one.layer.kind} layer for {one.path}; an "
-                "accuracy recovery adapter is a LoRA or a LoKr of the denoiser"
+                f"{adapter.path}: {one.layer.name} is for {one.path}; an accuracy recovery adapter "
+                "is a LoRA of the denoiser"
             )
     return bound
 
 
-def _attach(bound: Sequence[BoundLayer], model: LoadedModel, profile: Profile) -> None:
+def _attach(bound: Sequence[BoundLayer], model: LoadedModel) -> None:
     for one in bound:
         component, _, path = one.path.partition(".")
         module = model.modules[component].get_submodule(path)
-        layer = _rounded(one.layer, model.dtype)
-        if isinstance(layer, LoraLayer):
-            live: Any = LiveLora(replace(layer, alpha=None), module, 1.0, model.dtype)
-        else:
-            live = layer.live(module, 1.0, profile)
+        layer = replace(_rounded(one.layer, model.dtype), alpha=None)
+        live = LiveLora(layer, module, 1.0, model.dtype)
         live.of_base = True
         live.install()
 

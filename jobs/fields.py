@@ -126,8 +126,6 @@ PLAIN = {
 }
 TRAINERS = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 FOLLOWERS = {"vae_dtype": "dtype", "te_dtype": "dtype", "extras_name_or_path": "name_or_path"}
-# How the trainer's names of models start that are drawn with one value of `low_vram` alone.
-LOW_VRAM = {"wan21": False}
 # How the trainer's names of models start whose text encoder is shown `ctrl_img` and `ctrl_img_1`.
 SHOWN_TWICE = ("qwen_image_edit_plus", "krea2:o_edit")
 COMPILE_DETAILS = ("compile_mode", "compile_dynamic", "compile_fullgraph")
@@ -148,7 +146,6 @@ def problems_of(process: Mapping[str, Any], arch: str) -> Iterator[Problem]:
         if arch.startswith(SHOWN_TWICE):
             yield from _first_pictures(f"sample.samples[{index}].", item)
     yield from _followers(process)
-    yield from _low_vram(process, arch)
 
 
 def _section(kind: str, prefix: str, section: Mapping[str, Any]) -> Iterator[Problem]:
@@ -178,14 +175,6 @@ def _followers(process: Mapping[str, Any]) -> Iterator[Problem]:
 def _kind(process: Mapping[str, Any]) -> Iterator[Problem]:
     if (kind := process.get("type")) not in TRAINERS:
         yield Problem("type", kind, "another kind of process, which may draw samples otherwise")
-
-
-def _low_vram(process: Mapping[str, Any], arch: str) -> Iterator[Problem]:
-    value = bool((process.get("model") or {}).get("low_vram"))
-    for start, reproduced in LOW_VRAM.items():
-        if arch.startswith(start) and value is not reproduced:
-            why = "the VAE works in tiles, or the noise is rounded, by model and version"
-            yield Problem("model.low_vram", value, f"{why}; not reproduced")
 
 
 def _first_pictures(prefix: str, item: Mapping[str, Any]) -> Iterator[Problem]:

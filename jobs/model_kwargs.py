@@ -21,6 +21,7 @@ WITHOUT_EFFECT = {
     "omnigen2": "use_image_refiner",
     "qwen_image_edit_plus": "match_target_res",
     "wan22_14b": "train_high_noise train_low_noise",
+    "wan21_i2v": "vae_tiling",
     "wan22_14b_i2v": "vae_tiling",
 }
 # Others than these values are not reproduced.
@@ -30,10 +31,8 @@ PLAIN = {
         "schedule_y1": 0.5, "schedule_y2": 1.15, "schedule_min_res": 256, "schedule_max_res": 1280,
         "schedule_mu": None, "mmdit_config": {},
     },
-    "wan21": {"vae_tiling": False},
 }  # fmt: skip
 ELSEWHERE = "_path", "_filename"  # how names of parts that come from elsewhere end
-IN_TILES = ("wan22_5b", "wan22_14b:")  # models for which `vae_tiling` does what low_vram does
 
 
 def switches_of(process: Mapping[str, Any], spec: ModelSpec) -> tuple[tuple[str, bool], ...]:
@@ -43,19 +42,11 @@ def switches_of(process: Mapping[str, Any], spec: ModelSpec) -> tuple[tuple[str,
     return tuple((switch.name, bool(settings.get(switch.name))) for switch in spec.switches)
 
 
-def low_vram_of(process: Mapping[str, Any], spec: ModelSpec) -> bool:
-    """Whether the job has `low_vram` on, or what comes to the same for its samples."""
-    tiling = _kwargs(process).get("vae_tiling") and spec.arch.startswith(IN_TILES)
-    return bool((process.get("model") or {}).get("low_vram") or tiling)
-
-
 def model_kwargs_problems(process: Mapping[str, Any], spec: ModelSpec) -> Iterator[Problem]:
     """Every entry that the job's samples may depend on and that is not reproduced."""
     silent = {switch.name for switch in spec.switches}
     for start, names in WITHOUT_EFFECT.items():
         silent.update(names.split() if spec.arch.startswith(start) else ())
-    if spec.arch.startswith(IN_TILES):
-        silent.add("vae_tiling")
     plain: dict[str, Any] = {}
     for start, values in PLAIN.items():
         plain |= values if spec.arch.startswith(start) else {}

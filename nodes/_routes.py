@@ -74,6 +74,7 @@ def refused(spec: ModelSpec) -> list[str]:
         "doubled_control": not images.doubled,
         "latent": video,
         "denoise": video,
+        "switches": not spec.switches,
         "lora_name_low": not spec.lora.experts,
         "role": not spec.base_loras.fields,
     }

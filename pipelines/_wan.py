@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import numpy as np
 import torch
 
 from ..core.errors import InvalidInputError, MissingDependencyError
+from ..core.missing import pip_command
 from ..core.specs import ModelSpec
 from ..core.versions import Profile
 from ._loading import part_path
-from ._qwen_vae import norms_of
+from ._qwen_vae import in_tiles, norms_of
 from ._render import RenderContext, step_callback
 from ._schedulers import flow_match_scheduler
 from ._unipc import FlowUniPC, unipc_timesteps
+from ._wan_spec import TILING
 
 TOKENS = 512
 TRAIN_STEPS = 1000
@@ -92,7 +95,8 @@ def clean_prompt(prompt: str) -> str:
         import ftfy
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"the trainer repairs the prompts of Wan with ftfy ({error}); pip install ftfy"
+            f"the trainer repairs the prompts of Wan with ftfy ({error}); run "
+            f"`{pip_command('ftfy')}`"
         ) from error
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
@@ -162,6 +166,12 @@ def whole_frames(num_frames: int) -> int:
     return max(num_frames, 1)
 
 
+def floored_frames(context: RenderContext) -> RenderContext:
+    """The same with a number of frames of 4 n + 1 that is not more than was asked for."""
+    frames = (context.settings.num_frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
+    return replace(context, settings=replace(context.settings, num_frames=frames))
+
+
 def latent_shape(context: RenderContext, channels: int) -> tuple[int, int, int, int, int]:
     """(1, C, f, h, w) of the settings' clip in latents."""
     settings = context.settings
@@ -170,10 +180,12 @@ def latent_shape(context: RenderContext, channels: int) -> tuple[int, int, int, 
     return (1, channels, frames, settings.height // scale, settings.width // scale)
 
 
-def noise(context: RenderContext, channels: int) -> torch.Tensor:
-    """What the clip starts from: fp32 (1, C, f, h, w), drawn on the CPU, on the device."""
+def noise(
+    context: RenderContext, channels: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """What the clip starts from: (1, C, f, h, w), drawn on the CPU, on the device."""
     shape = latent_shape(context, channels)
-    drawn = torch.randn(shape, generator=context.generator, dtype=torch.float32)
+    drawn = torch.randn(shape, generator=context.generator, dtype=dtype)
     return drawn.to(context.model.device)
 
 
@@ -231,12 +243,24 @@ def latent_scale(vae: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return mean, 1.0 / std
 
 
-def decoded(context: RenderContext, pipeline: Any, latents: torch.Tensor) -> np.ndarray:
-    """The clip's frames, uint8 (F, H, W, 3); one frame is a picture."""
+def decoded(
+    context: RenderContext, pipeline: Any, latents: torch.Tensor, tiled: bool = False
+) -> np.ndarray:
+    """The clip's frames, uint8 (F, H, W, 3); one frame is a picture.
+
+    tiled: in overlapping tiles of 256 px.
+    """
     latents = latents.to(context.model.device, context.model.dtype)
     mean, scale = latent_scale(pipeline.vae, latents)
-    video = pipeline.vae.decode(latents / scale + mean, return_dict=False)[0]
+    with in_tiles(pipeline.vae, tiled):
+        video = pipeline.vae.decode(latents / scale + mean, return_dict=False)[0]
     return video_frames(video[0])
+
+
+def is_tiled(context: RenderContext) -> bool:
+    """Whether this trainer version decodes in tiles, where the model's clips start from text."""
+    asked = context.settings.low_vram or TILING.name in context.settings.switches
+    return asked and context.profile.has(TILING.known)
 
 
 def video_frames(video: torch.Tensor) -> np.ndarray:

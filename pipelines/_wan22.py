@@ -6,9 +6,6 @@ and toolkit/models/wan21/wan_utils.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +16,6 @@ from ._render import RenderContext
 from ._wan import FRAMES_PER_LATENT, Keep, Predict, latent_scale
 
 BOUNDARY = 875  # from this timestep up the high-noise expert works, for text and pictures alike
-
-
-def floored_frames(context: RenderContext) -> RenderContext:
-    """The same with a number of frames of 4 n + 1 that is not more than was asked for."""
-    frames = (context.settings.num_frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
-    return replace(context, settings=replace(context.settings, num_frames=frames))
 
 
 # --- the first frame -------------------------------------------------------------------------
@@ -123,16 +114,3 @@ def keeping(mask: torch.Tensor) -> Keep:
         return seen * (1 - mask) + latents * mask
 
     return keep
-
-
-@contextmanager
-def tiles_of(context: RenderContext, vae: Any) -> Iterator[None]:
-    """The VAE decoding in overlapping tiles of 256 px, if this trainer version does."""
-    if not (context.settings.low_vram and context.profile.has("wan22_tiled_vae")):
-        yield
-        return
-    vae.enable_tiling()
-    try:
-        yield
-    finally:
-        vae.disable_tiling()

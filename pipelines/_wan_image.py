@@ -85,10 +85,13 @@ def clip_hidden(context: RenderContext, image: Any, pixels: ClipPixels) -> torch
     return output.hidden_states[-2].to(model.device, model.dtype)
 
 
-def first_frame_condition(context: RenderContext, vae: Any, image: Any) -> torch.Tensor:
-    """What the network is given behind the noise: (1, 4 + C, f, h, w).
+def first_frame_condition(
+    context: RenderContext, vae: Any, image: Any, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """What the network is given behind the noise: fp32 (1, 4 + C, f, h, w).
 
-    Ones where frames are known, then the likeliest latents of the picture with nothing behind it.
+    Ones where frames are known, then the likeliest latents of the picture with nothing behind it,
+    computed in a precision of their own.
     """
     device = context.model.device
     levels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
@@ -96,7 +99,7 @@ def first_frame_condition(context: RenderContext, vae: Any, image: Any) -> torch
     clip = torch.zeros(1, 3, frames, image.height, image.width)
     clip[0, :, 0] = 2.0 * levels - 1.0
     posterior = vae.encode(clip.to(device, context.model.dtype)).latent_dist
-    latents = posterior.mode().to(device, torch.float32)
+    latents = posterior.mode().to(device, dtype)
     mean, scale = latent_scale(vae, latents)
     mask = torch.zeros(latent_shape(context, MASK_CHANNELS), device=device)
     mask[:, :, 0] = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.errors import InvalidInputError
 from ..core.prompts import floor_side
-from ..core.specs import LoraLayout
+from ..core.specs import LoraLayout, Switch
 
 UMT5 = "ai-toolkit/umt5_xxl_encoder"  # where the trainer takes the text encoder from
 ELSEWHERE = (("text_encoder", UMT5), ("tokenizer", UMT5))
@@ -20,6 +20,7 @@ LORA = LoraLayout(
     original="wan",
     writes_original=True,
 )
+TILING = Switch("vae_tiling", known="wan_tiled_vae")
 NOTES = (
     "Trainers before 0.9.3 sample by UniPC from a noise level of 0.9997, later ones by Euler with "
     "the shift applied twice; the checkpoint's own scheduler does neither.",
@@ -29,8 +30,6 @@ NOTES = (
     "tokens and zeroed behind their last one.",
     "The text encoder's softmax is computed in fp32, as transformers before 5.15 does.",
     "The VAE decodes in bf16; trainers before 0.10.22 also normalise in it in bf16.",
-    "`low_vram` is off, as the trainer's interface leaves it for a model; with it, trainers from "
-    "0.10.22 on decode in tiles.",
 )
 
 
@@ -48,3 +47,14 @@ def check_sides(grid: int) -> Callable[[Any], None]:
                 )
 
     return check
+
+
+def check_saving_frames(settings: Any) -> None:
+    """A ModelSpec.check for what the trainer fails on from a picture: frames unlike 4 n + 1."""
+    frames = settings.num_frames
+    if settings.low_vram and frames % 4 != 1:
+        low = (frames - 1) // 4 * 4 + 1
+        raise InvalidInputError(
+            f"num_frames={frames} with low_vram on, at which the trainer fails: use {low} or "
+            f"{low + 4}, or turn low_vram off"
+        )

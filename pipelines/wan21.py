@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.specs import ControlImages, Defaults, ModelSpec, Quantizing
-from ._wan_spec import ELSEWHERE, LORA, NOTES, check_sides
+from ._wan_spec import ELSEWHERE, LORA, NOTES, TILING, check_saving_frames, check_sides
 
 GRID = 16  # px
 SHIFT = 3.0  # of the noise levels
@@ -46,6 +46,8 @@ def render_wan21(context: Any) -> Any:
     from . import _wan
 
     settings, profile = context.settings, context.profile
+    if settings.low_vram:
+        context = _wan.floored_frames(context)
     pipeline: Any = diffusers.WanPipeline(
         **context.model.parts(),
         scheduler=_wan.wan_scheduler(profile, settings.steps, SHIFT, SHIFT),
@@ -63,7 +65,7 @@ def render_wan21(context: Any) -> Any:
         texts = _wan.guided_texts(context)
         latents = _wan.noise(context, context.model.spec.latent_channels)
         latents = _wan.denoised(context, pipeline, latents, texts, predict)
-        return _wan.decoded(context, pipeline, latents)
+        return _wan.decoded(context, pipeline, latents, _wan.is_tiled(context))
 
 
 def render_wan21_i2v(context: Any) -> Any:
@@ -75,6 +77,7 @@ def render_wan21_i2v(context: Any) -> Any:
 
     settings, profile, parts = context.settings, context.profile, context.model.parts()
     pixels = parts.pop("processor")
+    dtype = torch.bfloat16 if settings.low_vram else torch.float32
     pipeline: Any = diffusers.WanImageToVideoPipeline(
         **parts, scheduler=_wan.wan_scheduler(profile, settings.steps, SHIFT, SHIFT)
     )
@@ -82,8 +85,8 @@ def render_wan21_i2v(context: Any) -> Any:
         texts = _wan.guided_texts(context)
         image = _wan_image.fitted(context)
         seen = _wan_image.clip_hidden(context, image, pixels)
-        latents = _wan.noise(context, context.model.spec.latent_channels)
-        behind = _wan_image.first_frame_condition(context, pipeline.vae, image)
+        latents = _wan.noise(context, context.model.spec.latent_channels, dtype)
+        behind = _wan_image.first_frame_condition(context, pipeline.vae, image, dtype)
 
         def predict(latents: Any, timestep: Any, text: Any) -> Any:
             return pipeline.transformer(
@@ -156,7 +159,11 @@ WAN21_1B = ModelSpec(
     notes=(
         *NOTES,
         "The number of frames becomes 4 n + 1 and sides must be multiples of 16 px.",
+        "`low_vram` is off, as the trainer's form leaves it for this model. With it, 4 n frames "
+        "become 4 n - 3 instead of 4 n + 1, and trainers from 0.10.22 on decode in tiles of 256 "
+        "px, which `vae_tiling` does alone.",
     ),
+    switches=(TILING,),
     render=render_wan21,
     build_tiny=build_tiny_wan21,
 )
@@ -178,15 +185,18 @@ WAN21_I2V_14B = replace(
     source="ostris/ai-toolkit@27a03a91 toolkit/models/wan21/wan21_i2v.py::Wan21I2V",
     components=("text_encoder", "image_encoder", "transformer", "vae"),
     control_images=ControlImages(1, 1),
-    check=lambda _settings: None,
+    check=check_saving_frames,
+    switches=(),
     notes=(
         *NOTES,
         "The picture is stretched to the sample's size (Lanczos), and CLIP sees the stretched one; "
         "its last but one hidden state counts.",
         "CLIP's pixels are made by Pillow in trainers before 0.9.1 and by torchvision since: three "
         "quarters of them differ.",
-        "The first frame's latents are the VAE's mode, not drawn. With `low_vram` the trainer's "
-        "own copy of the pipeline draws its noise in bf16; this is the fp32 one.",
+        "The first frame's latents are the VAE's mode, not drawn.",
+        "`low_vram` is off, as the trainer's form leaves it for this model. With it, the noise is "
+        "drawn in bf16 and the first frame's latents are rounded to it; no VAE works in tiles. "
+        "Trainers from 0.7.19 to 0.12.26 draw that and then fail before they write a file.",
         "The number of frames becomes 4 n + 1, and sides are floored to multiples of 16 px.",
     ),
     render=render_wan21_i2v,

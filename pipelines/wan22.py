@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.specs import ControlImages, Defaults, ModelSpec, Quantizing
-from ._wan_spec import ELSEWHERE, LORA, NOTES
+from ._wan_spec import ELSEWHERE, LORA, NOTES, TILING
 
 UNIPC_SHIFT = 3.0  # of the 14B
 SHIFT = 5.0  # of the 5B; newer trainers take its schedule for the 14B as well
@@ -56,15 +56,14 @@ def render_wan22_t2v(context: Any) -> Any:
         latents = _wan.noise(context, context.model.spec.latent_channels)
         predict = _wan22.by_experts(pipeline, None)
         latents = _wan.denoised(context, pipeline, latents, texts, predict)
-        with _wan22.tiles_of(context, pipeline.vae):
-            return _wan.decoded(context, pipeline, latents)
+        return _wan.decoded(context, pipeline, latents, _wan.is_tiled(context))
 
 
 def render_wan22_i2v(context: Any) -> Any:
     """Frames of the 14B, uint8 (F, H, W, 3), that go on from a picture."""
     from . import _wan, _wan22
 
-    context = _wan22.floored_frames(context)
+    context = _wan.floored_frames(context)
     pipeline = _pipeline(context, UNIPC_SHIFT)
     with _wan.placed(context, pipeline):
         texts = _wan.guided_texts(context)
@@ -82,7 +81,7 @@ def render_wan22_5b(context: Any) -> Any:
 
     from . import _wan, _wan22
 
-    context = _wan22.floored_frames(context)
+    context = _wan.floored_frames(context)
     pipeline = _pipeline(context, SHIFT)
     with _wan.placed(context, pipeline):
         texts = _wan.guided_texts(context)
@@ -92,8 +91,7 @@ def render_wan22_5b(context: Any) -> Any:
             latents, mask = _wan22.begun(context, pipeline.vae, latents)
         predict, keep = _wan22.by_tokens(pipeline, mask), _wan22.keeping(mask)
         latents = _wan.denoised(context, pipeline, latents.float(), texts, predict, keep)
-        with _wan22.tiles_of(context, pipeline.vae):
-            return _wan.decoded(context, pipeline, latents)
+        return _wan.decoded(context, pipeline, latents, _wan.is_tiled(context))
 
 
 def _pipeline(context: Any, unipc_shift: float) -> Any:
@@ -121,10 +119,10 @@ def build_tiny_wan22_5b(seed: int) -> dict[str, Any]:
     return wan_parts(seed, vae=VAE_5B, in_channels=48, out_channels=48)
 
 
-_SHARED_NOTES = NOTES[:-1]  # all but the one on low_vram, which is on here
 _TILED = (
     "The trainer's form turns low_vram on: since 0.10.22 the VAE then decodes in tiles of 256 px, "
-    "so larger frames differ from those of a job without it. low_vram changes nothing else here.",
+    "so larger frames differ from those of a job without it. low_vram changes nothing else here; "
+    "`vae_tiling` does the same.",
 )
 _PICTURE = (
     "The picture's latents are drawn by the device's own generator, the clip's noise by the "
@@ -165,10 +163,11 @@ WAN22_14B_T2V = ModelSpec(
         "The high-noise expert works down to timestep 875, also from a picture, where the "
         "released pipeline changes at 900; one guidance holds for both.",
         "Newer trainers shift by 5, older ones by 3.",
-        *_SHARED_NOTES,
+        *NOTES,
         *_TILED,
     ),
     low_vram=True,
+    switches=(TILING,),
     load=load_wan22,
     render=render_wan22_t2v,
     build_tiny=build_tiny_wan22_14b,
@@ -182,6 +181,7 @@ WAN22_14B_I2V = replace(
     pipeline="WanImageToVideoPipeline",
     other_pipelines=("WanPipeline",),
     control_images=ControlImages(required=1, most=1),
+    switches=(),
     notes=(
         *WAN22_14B_T2V.notes[:-1],
         "The clip's noise is rounded to the model's precision before the first step.",
@@ -207,7 +207,7 @@ WAN22_5B = replace(
     control_images=ControlImages(most=1),
     notes=(
         "A shift of 5 in all versions.",
-        *_SHARED_NOTES,
+        *NOTES,
         "From a picture, in bf16, timesteps above 256 are told with rounding (999 as 1000), and "
         "the first latent is put back after each step.",
         *_PICTURE,

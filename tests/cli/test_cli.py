@@ -219,7 +219,7 @@ def test_options_reach_the_request(sample):
         (("--inference-lora", "tiny"), "sd15 takes no inference_lora_path"),
         (("--base-lora", "/none.safetensors"), "no LoRA at /none.safetensors"),
         (("--control-image", "a.png"), "no control image a"),
-        (("--switch", "kv_cache"), "--switch kv_cache: write NAME=on or NAME=off"),
+        (("--switch", "kv_cache"), "switch 'kv_cache'; write NAME=on or NAME=off"),
         (("--switch", "kv_cache=on"), "unknown switch of sd15 'kv_cache'; allowed: none"),
         (("--out", "a.gif"), r"unknown format '\.gif'"),
         (("--out", "folder/"), "unknown format"),

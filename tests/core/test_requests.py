@@ -7,7 +7,7 @@ import pytest
 from ai_toolkit_inference import SampleRequest
 from ai_toolkit_inference.core import errors
 from ai_toolkit_inference.core.errors import AitkError, InvalidInputError
-from ai_toolkit_inference.core.requests import QUANTIZE, AdapterRef, Recipe
+from ai_toolkit_inference.core.requests import QUANTIZE, AdapterRef, Recipe, parse_switches
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,12 @@ def test_error_codes_are_distinct():
     assert len({kind.code for kind in kinds}) == len(kinds) > 5
     assert all(kind.exit_code == 2 for kind in kinds if issubclass(kind, InvalidInputError))
     assert all(400 <= kind.http_status < 600 for kind in kinds)
+
+
+def test_switches_as_text() -> None:
+    assert parse_switches("") == parse_switches(" , ") == ()
+    found = parse_switches("kv_cache=on, match_target_res=off")
+    assert found == (("kv_cache", True), ("match_target_res", False))
+    for text in ("kv_cache", "kv_cache=yes", "=on"):
+        with pytest.raises(InvalidInputError, match="write NAME=on or NAME=off"):
+            parse_switches(f"a=on,{text}")

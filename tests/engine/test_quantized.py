@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ai_toolkit_inference import Engine
 from ai_toolkit_inference.adapters.layer import LiveLayer
@@ -117,6 +118,19 @@ def test_a_recovery_adapter_belongs_to_the_base(engine, ask, trained_lora) -> No
 def test_a_recovery_adapter_that_is_not_there(engine, ask, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="there is no LoRA at"):
         engine.sample(ask("zimage", quantize=f"uint3|{tmp_path / 'none.safetensors'}"))
+
+
+def test_a_recovery_adapter_is_a_plain_lora(engine, ask, trained_lora, tmp_path: Path) -> None:
+    # the trainer makes a network without layers of any other, and fails
+    tensors, lokr = load_file(trained_lora("zimage")), {}
+    for key in (key for key in tensors if key.endswith(".lora_A.weight")):
+        path = key.removesuffix(".lora_A.weight")
+        lokr[f"{path}.lokr_w1"] = torch.ones(1, 1)
+        lokr[f"{path}.lokr_w2"] = (tensors[f"{path}.lora_B.weight"] @ tensors[key]).float()
+    file = tmp_path / "lokr.safetensors"
+    save_file(lokr, file)
+    with pytest.raises(AdapterError, match=r"is a lokr layer; the trainer fails at .* use one"):
+        engine.sample(ask("zimage", quantize=f"uint3|{file}"))
 
 
 @pytest.mark.parametrize("of_base", [True, False])

@@ -40,7 +40,8 @@ class ModelRow:
     model: dict[str, Any] = field(default_factory=dict)  # of the trainer's config
     pair: bool = False  # its adapter is two files, for the high-noise and the low-noise expert
     switches: dict[str, bool] = field(default_factory=dict)  # unlike the trainer's form has them
-    tiles: bool = False  # its VAE works in tiles where the job says `low_vram` or `vae_tiling`
+    tiles: bool = False  # its VAE works in tiles where the job says `low_vram`
+    saving: tuple[dict[str, Any], ...] = ()  # laid over its samples in rows with `low_vram`
 
 
 SD_SAMPLERS = (
@@ -70,6 +71,8 @@ TWO_OR_THREE = (
 )
 CLIP = {"width": 64, "height": 64, "num_frames": 6, "fps": 8}  # 5 frames are drawn
 STILL = CLIP | {"num_frames": 1}
+TILING = {"vae_tiling": True}
+FOUR_FRAMES_MORE = (WIDE | {"num_frames": 8}, {"num_frames": 8})
 # Later versions of the trainer no longer read the raised digit as one.
 WAN21 = (PROMPTS[0].replace("cat", "cat\u00b2"), PROMPTS[1].replace("--w 104", "--w 80"))
 START_FRAMES = ({"ctrl_img": "landscape.png"}, {"ctrl_img": "portrait.png"})
@@ -143,24 +146,31 @@ MODELS = (
     ModelRow(
         "flux2_klein_9b", "flux2_klein_9b", PEFT, 4.0, since="0.12.26", controls=REFERENCES
     ),
-    ModelRow("wan21_1b", "wan21:1b", PEFT, 4.0, prompts=WAN21, sample=CLIP),
-    ModelRow("wan21_14b", "wan21:14b", PEFT, 1.0, prompts=WAN21, sample=STILL),
+    ModelRow(
+        "wan21_1b", "wan21:1b", PEFT, 4.0, prompts=WAN21, sample=CLIP, saving=FOUR_FRAMES_MORE,
+        switches=TILING,
+    ),
+    ModelRow("wan21_14b", "wan21:14b", PEFT, 1.0, prompts=WAN21, sample=STILL, tiles=True),
     ModelRow(
         "wan21_i2v_14b", "wan21_i2v:14b", PEFT, 4.0,
-        controls=START_FRAMES, needs_controls=True, sample=CLIP,
+        controls=START_FRAMES, needs_controls=True, sample=CLIP, saving=({"num_frames": 5},) * 2,
     ),
     ModelRow(
         "wan21_i2v_14b480p", "wan21_i2v:14b480p", PEFT, 1.0,
-        controls=START_FRAMES, needs_controls=True, sample=STILL,
+        controls=START_FRAMES, needs_controls=True, sample=STILL, saving=({"num_frames": 1},) * 2,
     ),
-    ModelRow("wan22_14b_t2v", "wan22_14b:t2v", PEFT, 4.0, sample=CLIP, pair=True, tiles=True),
+    ModelRow(
+        "wan22_14b_t2v", "wan22_14b:t2v", PEFT, 4.0, sample=CLIP, pair=True, tiles=True,
+        switches=TILING,
+    ),
     ModelRow(
         "wan22_14b_i2v", "wan22_14b_i2v", PEFT, 4.0, sample=CLIP, pair=True,
         controls=({"ctrl_img": "landscape.png"}, {"ctrl_img": "portrait.png"}),
-        needs_controls=True,
+        needs_controls=True, saving=({}, {}),
     ),
     ModelRow(
-        "wan22_5b", "wan22_5b", PEFT, 4.0, sample=CLIP, tiles=True,
+        "wan22_5b", "wan22_5b", PEFT, 4.0, sample=CLIP, tiles=True, switches=TILING,
+        saving=(WIDE | WIDE_CONTROL | {"num_frames": 5}, {}),
         controls=({"ctrl_img": "portrait.png"}, {"ctrl_img": "landscape.png"}),
     ),
     ModelRow(

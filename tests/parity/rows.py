@@ -49,7 +49,8 @@ class Row:
     prompts are encoded before training. controlled: it has the model's control images. sides: the
     experts that are trained, of two. base_lora: the field of the `model` section that names another
     adapter, of the kind `base`. quantized: see quantized.settings_of. tiled: one picture for which
-    the VAE works in tiles. whole: one clip without the `low_vram` of the model's other rows.
+    the VAE works in tiles. saving: with `low_vram`, which changes more than that. whole: one clip
+    without the `low_vram` of the model's other rows.
     switches: of the job, unlike the
     trainer's form has them.
     """
@@ -65,6 +66,7 @@ class Row:
     controlled: bool = False
     sides: tuple[str, ...] = SIDES
     tiled: bool = False
+    saving: bool = False
     whole: bool = False
     base_lora: str = ""
     quantized: str = ""
@@ -81,7 +83,13 @@ class Row:
     @property
     def low_vram(self) -> bool:
         """What the job says as `low_vram`, or what it comes to."""
-        return self.tiled or bool(self.model.model.get("low_vram") and not self.whole)
+        always = bool(self.model.model.get("low_vram")) and not self.whole
+        return self.tiled or self.saving or always
+
+    @property
+    def wide(self) -> bool:
+        """Whether it is one picture, of more than a tile of the VAE."""
+        return self.tiled or ("vae_tiling", True) in self.switches
 
     @property
     def since(self) -> str:
@@ -109,7 +117,7 @@ class Row:
         """The trainer's sample list, each beside its multiplier."""
         if self.sampler:
             return [{"prompt": PROMPTS[0], "width": 64, "height": 64, "sample_steps": 4}]
-        if self.tiled:
+        if self.wide:
             controls = WIDE_CONTROL if self.model.needs_controls else {}
             return [{"prompt": PROMPTS[0], **WIDE, **controls}]
         if self.whole:
@@ -123,6 +131,8 @@ class Row:
         if self.controlled or self.model.needs_controls:
             for sample, controls in zip(samples, self.model.controls, strict=False):
                 sample |= controls
+        for sample, more in zip(samples, self.model.saving if self.saving else (), strict=False):
+            sample |= more
         return samples
 
     def adapters(self, profile: str, sample: dict[str, Any]) -> list[tuple[list[str], float]]:
@@ -171,6 +181,8 @@ def all_rows(profile: str) -> Iterator[Row]:
                 yield Row(model, dtype, "control_live", (1.0, 0.6), controlled=True)
             if model.tiles and dtype == "bf16":
                 yield Row(model, dtype, "tiled", tiled=True)
+            if model.saving:
+                yield Row(model, dtype, "low_vram", saving=True)
             if model.model.get("low_vram") and dtype == "bf16":
                 yield Row(model, dtype, "whole", whole=True)
             if model.pair:  # one of each is enough
@@ -249,9 +261,7 @@ def _model_settings(row: Row) -> dict[str, Any]:
     kwargs = {f"train_{side}_noise": False for side in SIDES if side not in row.sides}
     kwargs |= {name: on for name, on in row.switches if name not in SAMPLE_SWITCHES}
     settings = dict(row.model.model)
-    if row.tiled and row.model.arch.startswith("wan"):  # which low_vram changes in other ways too
-        kwargs["vae_tiling"] = True
-    elif row.tiled or row.whole:
+    if row.tiled or row.saving or row.whole:
         settings["low_vram"] = row.low_vram
     return settings | ({"model_kwargs": kwargs} if kwargs else {})
 
@@ -298,7 +308,7 @@ def job(row: Row, profile: str, checkpoint: Path) -> dict[str, Any]:
         "sample": SAMPLE
         | {"guidance_scale": row.model.guidance_scale, **row.model.sample}
         | {name: on for name, on in row.switches if name in SAMPLE_SWITCHES}
-        | (WIDE if row.tiled else {}),
+        | (WIDE if row.wide else {}),
         "samples": [_as_paths(sample) for sample in row.samples()],
     }
     if len(files) > 1:

@@ -12,16 +12,15 @@ import trainer_bfl
 import trainer_krea2
 import trainer_ltx2
 import trainer_qwen
+import trainer_wan
 
-WAN22 = "extensions_built_in.diffusion_models.wan22"
 HIDREAM = "extensions_built_in.diffusion_models.hidream.src.pipelines.hidream_image"
 
 
 def model_settings(job: dict, folder: str) -> dict:
     """What a job's `model` section needs beyond the checkpoint; files are put under `folder`.
 
-    HiDream's Llama and its tokenizer lie in one folder of their own. The VAE of Wan 2.2 14B is
-    taken from a repository, whatever the checkpoint has.
+    HiDream's Llama and its tokenizer lie in one folder of their own.
     """
     if job["arch"].startswith("krea2"):
         return trainer_krea2.model_settings(job, folder)
@@ -29,10 +28,8 @@ def model_settings(job: dict, folder: str) -> dict:
         return trainer_ltx2.model_settings(job, folder)
     if job["arch"].startswith(("flux2", "chroma")):
         return trainer_bfl.model_settings(job, folder)
-    if job["arch"].startswith("wan22_14b"):
-        module = importlib.import_module(f"{WAN22}.wan22_14b_model")
-        module.Wan2214bModel._wan_vae_path = str(Path(job["checkpoint"], "vae"))
-        return {}
+    if job["arch"].startswith("wan"):
+        return trainer_wan.model_settings(job, folder)
     if job["arch"] not in ("hidream", "hidream_e1"):
         return {}
     llama = Path(folder, "llama")

@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "wan_image_by_torchvision": {"model": "wan21_i2v_14b", "control_images": (WIDE_PICTURE,)},
     "umt5_prompt_not_normalized": {"model": "wan21_1b", "prompt": "cat\u00b2"},
     "wan_vae_norm_in_fp32": {"model": "wan21_1b", "dtype": "bf16"},
-    "wan22_tiled_vae": {"model": "wan22_5b", "width": 288},
+    "wan_tiled_vae": {"model": "wan22_5b", "width": 288},
     "ltx2_prompt_unpadded": {"model": "ltx2", "dtype": "bf16"},
     "ltx2_clean_guidance": {"model": "ltx2", "steps": 3},
     "ltx2_decoded_by_frames": {"model": "ltx2", "width": 288},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,6 +40,37 @@ def test_the_frames_asked_for_are_drawn(engine, ask):
     result = engine.sample(ask("wan21_1b", num_frames=7, fps=8, steps=1))
     assert result.frames.shape == (5, 64, 64, 3)
     assert (result.info["num_frames"], result.info["fps"]) == (5, 8)
+
+
+@pytest.mark.parametrize(("asked", "drawn"), [(1, 1), (4, 1), (5, 5), (8, 5)])
+def test_low_vram_draws_no_more_frames_than_are_asked_for(engine, ask, asked, drawn):
+    request = ask("wan21_1b", num_frames=asked, steps=1)
+    recipe = replace(request.recipe, low_vram="on")
+    assert len(engine.sample(replace(request, recipe=recipe)).frames) == drawn
+
+
+@pytest.mark.parametrize("frames", [0, 4, 6])
+def test_frames_that_the_trainer_fails_on_with_low_vram(ask, frames):
+    request = ask("wan21_i2v_14b", num_frames=frames)
+    resolve(get_model("wan21_i2v_14b"), request)
+    lowered = replace(request, recipe=replace(request.recipe, low_vram="on"))
+    if frames == 0:  # as many as the form has
+        resolve(get_model("wan21_i2v_14b"), lowered)
+        return
+    with pytest.raises(InvalidInputError, match=rf"num_frames={frames} .*: use [15] or [59], or"):
+        resolve(get_model("wan21_i2v_14b"), lowered)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_low_vram_starts_a_clip_from_a_picture_with_rounded_noise(engine, ask, dtype):
+    picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    request = ask("wan21_i2v_14b", dtype=dtype, num_frames=5, control_images=(picture,))
+    low, plain = (
+        engine.sample(replace(request, recipe=replace(request.recipe, low_vram=low_vram))).frames
+        for low_vram in ("on", "off")
+    )
+    assert low.shape == plain.shape
+    assert (low != plain).any()
 
 
 @pytest.mark.parametrize(("name", "side"), [("width", 104), ("height", 72), ("width", 111)])

@@ -18,7 +18,7 @@ from ai_toolkit_inference.core.errors import InvalidInputError
 from ai_toolkit_inference.core.prompts import resolve
 from ai_toolkit_inference.core.requests import AdapterRef
 from ai_toolkit_inference.core.versions import PROFILES, get_profile
-from ai_toolkit_inference.pipelines import _wan22
+from ai_toolkit_inference.pipelines import _wan, _wan22
 
 OLD, NEW = PROFILES
 PROFILES_BETWEEN = {"0.10.21": False, "0.10.22": True}
@@ -31,7 +31,7 @@ def picture(width: int = 48, height: int = 80) -> Image.Image:
 
 
 def context_of(model, image=None, **settings):
-    given = {"width": 96, "height": 64, "num_frames": 9} | settings
+    given = {"width": 96, "height": 64, "num_frames": 9, "switches": ()} | settings
     return SimpleNamespace(
         model=model,
         settings=SimpleNamespace(**given),
@@ -170,7 +170,7 @@ def test_the_5b_starts_with_the_frame(load):
     assert [mask[:, :, frame].unique().tolist() for frame in range(3)] == [[0], [1], [1]]
 
 
-@pytest.mark.parametrize("model", ["wan22_14b_t2v", "wan22_5b"])
+@pytest.mark.parametrize("model", ["wan21_1b", "wan22_14b_t2v", "wan22_5b"])
 def test_only_newer_versions_decode_in_tiles(load, model):
     vae = load(model).modules["vae"]
     scale = vae.config.scale_factor_spatial
@@ -180,15 +180,27 @@ def test_only_newer_versions_decode_in_tiles(load, model):
     frames = {}
     for version, tiled in ({OLD.version: False, NEW.version: True} | PROFILES_BETWEEN).items():
         context.profile = replace(get_profile(NEW.version), version=version)
-        with _wan22.tiles_of(context, vae), torch.no_grad():
-            assert vae.use_tiling == tiled
-            frames[tiled] = vae.decode(latents, return_dict=False)[0]
+        assert _wan.is_tiled(context) == tiled
+        with torch.no_grad():
+            pipeline = SimpleNamespace(vae=vae)
+            frames[tiled] = _wan.decoded(context, pipeline, latents, _wan.is_tiled(context))
         assert not vae.use_tiling
     assert frames[True].shape == frames[False].shape
-    assert not torch.equal(frames[True], frames[False])
+    assert (frames[True] != frames[False]).any()
     context.settings.low_vram = False
-    with _wan22.tiles_of(context, vae):
-        assert not vae.use_tiling
+    assert not _wan.is_tiled(context)
+
+
+@pytest.mark.parametrize("model", ["wan21_1b", "wan22_14b_t2v", "wan22_5b"])
+def test_vae_tiling_is_low_vram_for_the_vae_alone(engine, ask, model):
+    def draw(low_vram, tiling):
+        request = ask(model, width=288, num_frames=1, switches=(("vae_tiling", tiling),))
+        recipe = replace(request.recipe, low_vram=low_vram)
+        return engine.sample(replace(request, recipe=recipe)).frames
+
+    both, tiles, plain = draw("on", False), draw("off", True), draw("off", False)
+    assert (both == tiles).all()
+    assert (both != plain).any()
 
 
 # --- LoRA files ------------------------------------------------------------------------------
