@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from .whole_file import whole_file
 STILL_FORMATS = ("png", "jpg", "webp")
 CLIP_FORMATS = ("webp", "mp4", "webm")
 WEBP_QUALITY = 80  # of animations, the trainer's
+EXIF_FIELDS = (0x0110, 0x010F, 0x010E, 0x010D)  # model, make, ...: those that ComfyUI takes
+PRIVATE_FIELDS = 0xFDE8  # from here on EXIF's fields have no meaning
 
 
 def save_sample(result: SampleResult, path: str | Path) -> Path:
@@ -85,12 +88,14 @@ def save_animation(
     path: Path,
     fps: float,
     on_frame: Callable[[int], None] = lambda _: None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Writes uint8 (H, W, 3) frames as the trainer's animated webp: quality 80, endless.
 
-    frames: read one at a time, in order. A frame lasts 1000 // fps ms. No metadata is added: the
-    bytes are the trainer's. on_frame: told how many frames are encoded; it stops the work by
-    raising.
+    frames: read one at a time, in order. A frame lasts 1000 // fps ms. on_frame: told how many
+    frames are encoded; it stops the work by raising. tags: ASCII texts that ComfyUI's page looks
+    for; they are put behind the frames, whose bytes stay the trainer's. Without any so does the
+    whole file.
     Upstream: ostris/ai-toolkit@27a03a91 toolkit/config_modules.py::GenerateImageConfig.save_image
     """
     check_fps(fps)
@@ -103,8 +108,18 @@ def save_animation(
         duration=int(1000 // fps),
         loop=0,
         quality=WEBP_QUALITY,
+        **({"exif": _exif(tags)} if tags else {}),
     )
     on_frame(len(frames))
+
+
+def _exif(tags: Mapping[str, str]) -> bytes:
+    # ComfyUI's page reads `name:text` from any field of text
+    exif = Image.Exif()
+    fields = chain(EXIF_FIELDS, count(PRIVATE_FIELDS))
+    for field, (name, text) in zip(fields, tags.items(), strict=False):
+        exif[field] = f"{name}:{text}"
+    return exif.tobytes()
 
 
 class _Animation(Image.Image):

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import InvalidInputError
+from ..core.errors import InvalidInputError, MissingDependencyError
+from ..core.missing import pip_command
 from ..core.results import SampleResult
 from ..engine.files import save_sample
 
@@ -142,7 +143,9 @@ def _video_frames(path: Path) -> np.ndarray:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise InvalidInputError(f"{path.name} needs PyAV ({error}); pip install av") from error
+        raise MissingDependencyError(
+            f"{path.name} needs PyAV ({error}); run `{pip_command('av')}`"
+        ) from error
     try:
         with av.open(str(path)) as file:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidInputError, MissingDependencyError
+from ..core.missing import pip_command
 
 FILES = ("config.yaml", "config.yml", ".job_config.json")
 MAX_BYTES = 8 << 20
@@ -108,7 +109,7 @@ def _yaml(text: str) -> Any:
         import yaml
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"a job's config.yaml needs PyYAML ({error}); pip install pyyaml"
+            f"a job's config.yaml needs PyYAML ({error}); run `{pip_command('pyyaml')}`"
         ) from error
 
     class Loader(yaml.SafeLoader):

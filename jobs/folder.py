@@ -13,6 +13,8 @@ from ..core.errors import AitkError, InvalidInputError
 
 SAMPLE = re.compile(r"(\d+)__(\d{9,})_(\d+)\.(jpg|jpeg|png|webp|mp4)")
 ANY = "*.safetensors"
+TINY = "tiny"
+TINY_FOLDER = Path(__file__).parent / "tiny_job"
 STEP = re.compile(r"_(\d{9,})(_high_noise|_low_noise)?$")
 SIDES = {"_high_noise": "high", "_low_noise": "low"}
 # what the trainer saves beside a network, under the same name
@@ -52,6 +54,11 @@ class SampleSet:
 
     step: int
     files: dict[int, Path]
+
+
+def job_folder(name: str | Path) -> Path:
+    """The folder that is named; `tiny` is a small trained job, on the tiny weights."""
+    return TINY_FOLDER if str(name) == TINY else Path(name)
 
 
 def find_checkpoints(folder: Path, name: str) -> tuple[Checkpoint, ...]:

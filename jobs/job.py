@@ -15,8 +15,15 @@ from ..core.specs import ModelSpec
 from .base_loras import base_lora_problems, base_loras_of
 from .config import config_file, processes, read_config
 from .fields import Problem, problems_of
-from .folder import Checkpoint, SampleSet, choose_checkpoint, find_checkpoints, find_samples
-from .model_kwargs import low_vram_of, model_kwargs_problems, switches_of
+from .folder import (
+    Checkpoint,
+    SampleSet,
+    choose_checkpoint,
+    find_checkpoints,
+    find_samples,
+    job_folder,
+)
+from .model_kwargs import model_kwargs_problems, switches_of
 from .models import model_of, weights_of
 
 DTYPES = {
@@ -128,12 +135,12 @@ class Job:
 
 
 def read_job(folder: str | Path, process: int = 0) -> Job:
-    """The job in a folder that the trainer wrote. process: which of several it has.
+    """The job in a folder that the trainer wrote, or `tiny`. process: which of several it has.
 
     Raises InvalidInputError for a folder without readable configuration, a model that is not
     known here, and settings that cannot be read.
     """
-    file = config_file(Path(folder))
+    file = config_file(job_folder(folder))
     config = read_config(file)
     found = processes(config)
     if not 0 <= process < len(found):
@@ -184,7 +191,7 @@ def _job(folder: Path, name: str, process: dict[str, Any]) -> Job:
         cached_text=_is_cached(process, train),
         live=quantized or len(set(_multipliers(samples, trigger))) > 1,
         averaged=bool((train.get("ema_config") or {}).get("use_ema")),
-        low_vram=low_vram_of(process, spec),
+        low_vram=bool(model.get("low_vram")),
         switches=switches_of(process, spec),
         checkpoints=find_checkpoints(folder, name),
         sample_sets=find_samples(folder),

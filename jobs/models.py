@@ -39,14 +39,14 @@ def model_of(section: Mapping[str, Any]) -> ModelSpec:
 
 
 def weights_of(section: Mapping[str, Any], spec: ModelSpec) -> str:
-    """Where the job's base weights are: `huggingface`, or a path on this machine.
+    """Where the job's base weights are: `huggingface`, `tiny`, or a path on this machine.
 
     Raises InvalidInputError if they are neither the model's own repository nor a path that exists.
     """
     name = str(section.get("name_or_path") or "")
     if name.lower() == spec.repo_id.lower():
         return "huggingface"
-    if name and Path(name).exists():
+    if name == "tiny" or (name and Path(name).exists()):
         return name
     raise InvalidInputError(
         f"the job's base model is {name!r}, which is neither {spec.repo_id} nor a path on this "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..core.missing import pip_command
 from ..engine.engine import Engine
 from .causes import Cause, Finding, adapter_files, find_causes
 from .compare import Difference, Pair, compare, load_pair
@@ -105,7 +107,15 @@ def summary(verdicts: list[Verdict]) -> dict[str, Any]:
         "within_save_rounding": sum(v.verdict == ROUNDING for v in verdicts),
         "drifted": sum(v.verdict == DRIFTED for v in verdicts),
         "samples": [_entry(v) for v in verdicts],
+        **_missing(),
     }
+
+
+def _missing() -> dict[str, str]:
+    # the numbers that an optional package gives
+    if find_spec("skimage"):
+        return {}
+    return {"missing": f"ssim needs scikit-image; run `{pip_command('scikit-image')}`"}
 
 
 def _entry(verdict: Verdict) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "ai_toolkit_inference"
 
 
 def main(wheel: str) -> None:
@@ -26,7 +27,7 @@ def main(wheel: str) -> None:
 
 
 def check_contents(files: list[str]) -> None:
-    """The wheel holds the Python files of the listed packages, and nothing else."""
+    """The wheel holds the Python files of the listed packages, the tiny job, and nothing else."""
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     packages = re.findall(r'^    "(ai_toolkit_inference[\w.]*)",$', settings, re.MULTILINE)
     expected = {
@@ -34,14 +35,19 @@ def check_contents(files: list[str]) -> None:
         for package in packages
         for path in (ROOT / Path(*package.split(".")[1:])).glob("*.py")
     }
+    expected |= {f"{PACKAGE}/{file.relative_to(ROOT).as_posix()}" for file in job_files()}
     found = {name for name in files if ".dist-info/" not in name}
     if found != expected:
         sys.exit(f"missing in the wheel: {expected - found}; too many: {found - expected}")
 
 
+def job_files() -> list[Path]:
+    return [file for file in (ROOT / "jobs" / "tiny_job").rglob("*") if file.is_file()]
+
+
 def import_everything() -> int:
     """The number of modules imported, all of them from this interpreter's own folder."""
-    package = importlib.import_module("ai_toolkit_inference")
+    package = importlib.import_module(PACKAGE)
     if not str(package.__file__).startswith(sys.prefix):
         sys.exit(f"not the installed wheel: {package.__file__}")
     names = [

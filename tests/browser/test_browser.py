@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -138,7 +139,26 @@ def test_clip_plays_and_brings_its_workflow_back(
     assert dropped["links"] == report["links"] == 4
 
 
-@pytest.mark.parametrize("ending", ["mp4", "webm"])
+def test_webp_brings_its_workflow_back(
+    browse: Callable[..., dict[str, Any]], url: str, tmp_path: Path
+) -> None:
+    """One that the page's own run made: the graph as it is drawn, not the prompt alone."""
+    workflow = tmp_path / "clip.json"
+    workflow.write_text(json.dumps(clip_graph("webp")))
+    report = browse("--drop", workflow, "--show", "AIToolkitSaveVideo")
+    (shown,) = report["run"]["outputs"]["5"]["images"]
+    clip = tmp_path / shown["filename"]
+    with urllib.request.urlopen(f"{url}/view?{urllib.parse.urlencode(shown)}") as response:
+        clip.write_bytes(response.read())
+    with Image.open(clip) as image:
+        texts = dict(text.split(":", 1) for text in image.getexif().values())
+    assert set(texts) == {"prompt", "workflow"}
+    dropped = browse("--drop", clip, "--no-run")
+    assert sorted(dropped["nodes"]) == sorted(report["nodes"])
+    assert dropped["links"] == report["links"] == 4
+
+
+@pytest.mark.parametrize("ending", ["mp4", "webm", "webp"])
 def test_clip_of_a_script_brings_its_workflow_back(
     browse: Callable[..., dict[str, Any]], url: str, tmp_path: Path, ending: str
 ) -> None:
@@ -163,7 +183,7 @@ def test_dropped_picture_brings_its_workflow_back(
     assert sorted(report["nodes"]) == sorted(node["class_type"] for node in workflow.values())
 
 
-@pytest.mark.parametrize("name", ["sd15_lora", "lora_strength_clip"])
+@pytest.mark.parametrize("name", ["sd15_lora", "job_compare", "two_pass", "index"])
 def test_template_opens(browse: Callable[..., dict[str, Any]], name: str) -> None:
     file = ROOT / "example_workflows" / f"{name}.json"
     opened = ("--template", name, "--source", PACK_NAME)

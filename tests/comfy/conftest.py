@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 HERE = Path(__file__).parent
 SCRIPT = HERE.parent.parent / "scripts" / "comfyui.py"
@@ -45,6 +46,18 @@ def comfy(comfyui: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iter
     server = comfyui.start_server(tmp_path_factory.mktemp("comfyui"), offline=True)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def webp_texts() -> Callable[[Path], dict[str, str]]:
+    """webp_texts(file): what an animated webp carries, in the order in which it was written."""
+
+    def read(file: Path) -> dict[str, str]:
+        with Image.open(file) as image:
+            fields = sorted(image.getexif().items(), reverse=True)
+        return dict(text.split(":", 1) for _, text in fields)
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,11 @@ from PIL import Image
 
 from ai_toolkit_inference.cli.comfy_client import run_workflow
 from ai_toolkit_inference.core.errors import InvalidInputError, RemoteError
+from ai_toolkit_inference.jobs.folder import job_folder
 
 FOLDERS = Path(__file__).resolve().parents[1] / "jobs" / "folders"
-JOB = "live_sd15"
+TINY = "tiny"
+FOREIGN = "merged_flux"  # its base is on another machine
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,7 +30,7 @@ def jobs(comfy: Any) -> None:
 
 
 def graph(step: str = "2", only: str = "", **job: Any) -> dict[str, Any]:
-    load = {"job": JOB, "step": step, "weights": "tiny"} | job
+    load = {"job": TINY, "step": step} | job
     return {
         "1": {"class_type": "LoadAIToolkitJob", "inputs": load},
         "2": {
@@ -52,7 +54,7 @@ def graph(step: str = "2", only: str = "", **job: Any) -> dict[str, Any]:
 
 def test_the_lists_show_the_jobs(ask: Callable[..., Any]) -> None:
     required = ask("object_info")["LoadAIToolkitJob"]["input"]["required"]
-    assert required["job"][0] == sorted(folder.name for folder in FOLDERS.iterdir())
+    assert required["job"][0] == [*sorted(folder.name for folder in FOLDERS.iterdir()), TINY]
     assert required["step"][0] == ["latest", "0", "2", "4"]
 
 
@@ -62,7 +64,7 @@ def test_a_job_is_drawn_again_and_found_identical(comfy: Any, tmp_path: Path) ->
     verdict = json.loads(result.outputs["3"]["text"][0])
     assert (verdict["identical"], verdict["drifted"]) == (2, 0)
     ours = sorted(file for file in result.files if file.name.startswith("job"))
-    theirs = sorted((FOLDERS / JOB / "samples").glob("*__000000002_*.png"))
+    theirs = sorted((job_folder(TINY) / "samples").glob("*__000000002_*.png"))
     for a, b in zip(ours, theirs, strict=True):
         assert np.array_equal(np.asarray(Image.open(a)), np.asarray(Image.open(b)))
     sides = [file for file in result.files if file.name.startswith("sides")]
@@ -80,7 +82,7 @@ def test_one_sample_alone(comfy: Any) -> None:
     [
         ({"step": "3"}, InvalidInputError, "step"),
         ({"job": "nowhere"}, InvalidInputError, "job"),
-        ({"weights": "as trained"}, RemoteError, "neither .* nor a path on this machine"),
+        ({"job": FOREIGN}, RemoteError, "neither .* nor a path on this machine"),
         ({"only": "7"}, RemoteError, "there is no number 7"),
         ({"only": "first"}, RemoteError, "numbers with commas"),
     ],

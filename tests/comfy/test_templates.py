@@ -37,14 +37,33 @@ def test_templates_and_thumbnails_are_served(
             assert Image.open(io.BytesIO(response.read())).size == (256, 256)
 
 
+def test_the_index_tells_of_every_template_and_opens_as_one() -> None:
+    """ComfyUI lists it, as any .json file there; it has to be a graph that the editor can read."""
+    index = json.loads((EXAMPLES / "index.json").read_text(encoding="utf-8"))
+    assert "templates" not in index  # the page would take it for saved groups of nodes
+    entries = index["extra"]["templates"]
+    told = [entry["name"] for entry in entries]
+    assert sorted([*told, "index"]) == sorted(path.stem for path in EXAMPLES.glob("*.json"))
+    for entry in entries:
+        assert all(entry[field] for field in ("title", "description"))
+        assert (EXAMPLES / f"{entry['name']}.{entry['mediaSubtype']}").is_file()
+    notes = "".join(node["widgets_values"][0] for node in index["nodes"])
+    assert {node["type"] for node in index["nodes"]} == {"MarkdownNote"}
+    assert all(f"**{name}**" in notes for name in told)
+
+
+@pytest.mark.usefixtures("golden_bf16")
+def test_the_job_template_finds_its_samples_identical(comfy: Any) -> None:
+    workflow = json.loads((EXAMPLES / "api" / "job_compare.json").read_text(encoding="utf-8"))
+    result = run_workflow(comfy.url, workflow, timeout=240)
+    verdict = json.loads(result.outputs["3"]["text"][0])
+    assert (verdict["identical"], verdict["drifted"]) == (2, 0)
+
+
 @pytest.mark.parametrize("twin", sorted((EXAMPLES / "api").glob("*.json")), ids=lambda p: p.stem)
 def test_every_twin_runs(comfy: Any, twin: Path, tmp_path: Path) -> None:
     workflow = json.loads(twin.read_text(encoding="utf-8"))
-    model = next(
-        node["inputs"]["model"]
-        for node in workflow.values()
-        if node["class_type"] == "LoadAIToolkitModel"
-    )
+    model = workflow["1"]["inputs"].get("model", "sd15")  # the tiny job's
     spec = get_model(model)
     if spec.network and trainer_folder() is None:
         pytest.skip(f"{model}'s network is the trainer's own code, which is not here")

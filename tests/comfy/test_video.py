@@ -125,18 +125,21 @@ def test_a_clip_with_sound_plays_and_carries_its_workflow(
     assert (shown[-1].value, shown[-1].total) == (FRAMES, FRAMES)
 
 
-def test_the_webp_is_the_trainers(
-    comfy: Any, frames: np.ndarray, sounds: np.ndarray, tmp_path: Path
+def test_the_webp_is_the_trainers_and_carries_its_workflow(
+    comfy: Any,
+    frames: np.ndarray,
+    sounds: np.ndarray,
+    webp_texts: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
 ) -> None:
-    """Its bytes, whatever else is connected."""
-    result = run_workflow(
-        comfy.url,
-        graph(audio="tone.wav", format="webp"),
-        tmp_path,
-        timeout=120,
-        extra_pnginfo={"workflow": {"nodes": []}},
-    )
-    save_animation(frames, tmp_path / "ours.webp", FPS)
+    """Its bytes but for the texts, whatever else is connected."""
+    workflow = graph(audio="tone.wav", format="webp")
+    extra = {"workflow": {"nodes": [{"title": "a brace: }"}]}}
+    result = run_workflow(comfy.url, workflow, tmp_path, timeout=120, extra_pnginfo=extra)
+    texts = webp_texts(clip_of(result))
+    assert json.loads(texts["prompt"])["save"]["inputs"] == workflow["save"]["inputs"]
+    assert json.loads(texts["workflow"]) == extra["workflow"]
+    save_animation(frames, tmp_path / "ours.webp", FPS, tags=texts)
     assert clip_of(result).read_bytes() == (tmp_path / "ours.webp").read_bytes()
     assert result.outputs["save"]["animated"] == [True]
 
@@ -168,7 +171,12 @@ def test_odd_sides(comfy: Any, frames: np.ndarray, tmp_path: Path, ending: str) 
 
 @pytest.mark.parametrize("audio", ["", "tone.wav"])
 def test_core_nodes_take_the_video(
-    comfy: Any, frames: np.ndarray, sounds: np.ndarray, tmp_path: Path, audio: str
+    comfy: Any,
+    frames: np.ndarray,
+    sounds: np.ndarray,
+    webp_texts: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+    audio: str,
 ) -> None:
     workflow = graph(audio=audio, format="webm")
     core = {"filename_prefix": "core", "format": "auto", "codec": "auto"}
@@ -189,7 +197,7 @@ def test_core_nodes_take_the_video(
     assert np.abs(decoded(files["core"]).astype(int) - frames).mean() < 12
     shots = sorted(file for file in result.files if file.name.startswith("shot"))
     assert np.array_equal(np.stack([np.asarray(Image.open(shot)) for shot in shots]), frames)
-    save_animation(frames, tmp_path / "ours.webp", FPS)
+    save_animation(frames, tmp_path / "ours.webp", FPS, tags=webp_texts(files["again"]))
     assert files["again"].read_bytes() == (tmp_path / "ours.webp").read_bytes()
     if audio:
         assert heard(files["core"])[0].shape[0] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -106,6 +107,31 @@ def test_an_animation_is_made_frame_by_frame_and_tells(tmp_path):
     save_animation(Lazy(), tmp_path / "a.webp", 8, told.append)
     assert len(made) == 12
     assert told == list(range(1, 13))
+
+
+@pytest.mark.parametrize("frames", [clip(5), clip(3, 49, 65), clip(1)], ids=len)
+def test_texts_leave_the_frames_of_an_animation_as_they_are(tmp_path, frames):
+    tags = {"prompt": json.dumps({"1": "a: \\u00fc }"})} | {
+        f"tag{index}": "x" for index in range(9)
+    }
+    for name, texts in (("plain", {}), ("tagged", tags)):
+        save_animation(frames, tmp_path / f"{name}.webp", 8, tags=texts)
+    plain, tagged = (webp_chunks(tmp_path / f"{name}.webp") for name in ("plain", "tagged"))
+    assert [kind for kind, _ in tagged][-1] == b"EXIF"
+    frameless = (b"VP8X", b"EXIF")  # the first says that there is EXIF
+    assert [c for c in tagged if c[0] not in frameless] == [c for c in plain if c[0] != b"VP8X"]
+    with Image.open(tmp_path / "tagged.webp") as image:
+        found = dict(text.split(":", 1) for text in image.getexif().values())
+    assert found == tags
+
+
+def webp_chunks(path: Path) -> list[tuple[bytes, bytes]]:
+    content, chunks, at = path.read_bytes(), [], 12
+    while at < len(content):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        chunks.append((content[at : at + 4], content[at + 8 : at + 8 + size]))
+        at += 8 + size + size % 2
+    return chunks
 
 
 @pytest.mark.parametrize("at", [1, 3, 4])

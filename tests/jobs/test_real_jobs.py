@@ -20,6 +20,7 @@ from ai_toolkit_inference.core.errors import InvalidInputError
 from ai_toolkit_inference.core.results import SampleResult
 from ai_toolkit_inference.jobs.compare import Pair, compare, heatmap, load_pair, side_by_side
 from ai_toolkit_inference.jobs.describe import describe
+from ai_toolkit_inference.jobs.folder import job_folder
 from ai_toolkit_inference.jobs.job import Job, read_job
 from ai_toolkit_inference.jobs.render import Rendered, as_trained, find_control, planned, render
 from ai_toolkit_inference.jobs.report import sheet, write_report
@@ -28,9 +29,9 @@ from ai_toolkit_inference.jobs.verdict import DRIFTED, IDENTICAL, ROUNDING, in_w
 
 FOLDERS = Path(__file__).parent / "folders"
 NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-LIVE, LOKR, FLUX, ZIMAGE, CLIPS = (
-    FOLDERS / name
-    for name in ("live_sd15", "lokr_qwen_image", "merged_flux", "merged_zimage", "clips_wan21")
+LIVE = job_folder("tiny")
+LOKR, FLUX, ZIMAGE, CLIPS = (
+    FOLDERS / name for name in ("lokr_qwen_image", "merged_flux", "merged_zimage", "clips_wan21")
 )
 
 
@@ -234,10 +235,10 @@ def test_the_report_is_one_file_with_everything_in_it(cpu, tmp_path):
 
 
 def test_the_commands(tmp_path, capsys):
-    assert main(["job", "show", str(LIVE), "--json"]) == 0
+    assert main(["job", "show", "tiny", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["model"], shown["mode"], shown["sample_steps"]) == ("sd15", "live", [0, 2, 4])
-    common = [str(LIVE), "--weights", "tiny", "--device", "cpu", "--only", "0", "--json"]
+    common = ["tiny", "--device", "cpu", "--only", "0", "--json"]
     assert main(["job", "render", *common, "--step", "2", "--out", str(tmp_path)]) == 0
     (file,) = json.loads(capsys.readouterr().out)["files"]
     assert Path(file).name == "000000002_0.png"

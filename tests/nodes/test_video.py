@@ -6,14 +6,17 @@ import json
 import math
 from contextlib import nullcontext
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ai_toolkit_inference import SampleResult
 from ai_toolkit_inference.core.errors import InvalidInputError
 from ai_toolkit_inference.core.requests import Recipe
+from ai_toolkit_inference.engine.files import save_animation
 from ai_toolkit_inference.nodes import _comfy, _memory, sample, video
 
 
@@ -23,7 +26,7 @@ class Engine:
     def __init__(self, result: SampleResult) -> None:
         self.result = result
 
-    def plan(self, request):
+    def plan(self, request, on_status):
         return None
 
     def holds(self, recipe):
@@ -36,7 +39,7 @@ class Engine:
 def drawn(monkeypatch, result: SampleResult):
     monkeypatch.setattr(_comfy, "engine", lambda: Engine(result))
     monkeypatch.setattr(_comfy, "step_reporter", lambda node_id: None)
-    monkeypatch.setattr(_comfy, "status_reporter", lambda node_id: None)
+    monkeypatch.setattr(_comfy, "status_reporter", lambda node_id: lambda text: None)
     monkeypatch.setattr(_memory, "room_for", lambda engine, recipe: nullcontext())
     node = sample.AIToolkitSample()
     return node.sample(Recipe("sd15", weights="tiny"), "a cat", "", 0, 0, 0, -1.0, 42)
@@ -47,18 +50,20 @@ def test_a_clip_with_sound_is_comfyuis_audio(monkeypatch, dtype):
     frames = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
     frames.flags.writeable = False
     sound = np.random.default_rng(1).uniform(-1, 1, (2, 300)).astype(dtype)
-    result = SampleResult(frames, 24, {"seed": 42}, sound, np.int64(24_000))
+    result = SampleResult(frames, 24, {"seed": 42, "seconds": 1.0}, sound, np.int64(24_000))
     images, audio, fps, info = drawn(monkeypatch, result)
     assert torch.equal(images, torch.from_numpy(frames.copy()).float() / 255)
     assert audio["waveform"].dtype == torch.float32
     assert np.array_equal(audio["waveform"].numpy(), sound.astype(np.float32)[None])
     assert (audio["sample_rate"], type(audio["sample_rate"])) == (24_000, int)
     assert (fps, type(fps)) == (24.0, float)
-    assert json.loads(info) == {"seed": 42}
+    assert json.loads(info) == result.info
 
 
 def test_a_model_without_sound_has_no_audio(monkeypatch):
-    _, audio, fps, _ = drawn(monkeypatch, SampleResult(np.zeros((1, 4, 4, 3), np.uint8), 16, {}))
+    _, audio, fps, _ = drawn(
+        monkeypatch, SampleResult(np.zeros((1, 4, 4, 3), np.uint8), 16, {"seconds": 1.0})
+    )
     assert (audio, fps) == (None, 16.0)
 
 
@@ -119,19 +124,30 @@ def test_nothing_to_tell_is_no_tag():
     assert video._metadata(None, None) == {}
 
 
+@pytest.mark.parametrize("ending", ["mp4", "webp"])
 @pytest.mark.parametrize("off", [False, True])
-def test_no_tags_where_comfyui_was_told_so(monkeypatch, tmp_path, off):
-    import av
-
-    shown = {"filename": "a.mp4", "subfolder": "", "type": "output"}
-    monkeypatch.setattr(_comfy, "output_file", lambda *_: (tmp_path / "a.mp4", shown))
+def test_no_tags_where_comfyui_was_told_so(monkeypatch, tmp_path, off, ending):
+    shown = {"filename": f"a.{ending}", "subfolder": "", "type": "output"}
+    monkeypatch.setattr(_comfy, "output_file", lambda *_: (tmp_path / f"a.{ending}", shown))
     monkeypatch.setattr(_comfy, "frame_reporter", lambda *_: lambda done: None)
     monkeypatch.setattr(_comfy, "metadata_is_off", lambda: off)
     monkeypatch.setattr(_comfy, "make_video", lambda images, audio, rate: (images, audio, rate))
     images = torch.zeros(3, 32, 48, 3)
-    done = video.SaveVideo().save(images, 23.976, "a", "mp4", prompt={"1": {}})
+    done = video.SaveVideo().save(images, 23.976, "a", ending, prompt={"1": {}})
     assert done["ui"] == {"images": [shown], "animated": (True,)}
     given, sound, rate = done["result"][0]
     assert given is images and sound is None and rate == Fraction(2997, 125)
-    with av.open(str(tmp_path / "a.mp4")) as file:
-        assert ("prompt" in file.metadata) is not off
+    assert has_prompt(tmp_path / f"a.{ending}") is not off
+    if off and ending == "webp":
+        save_animation(_comfy.Frames(images), tmp_path / "ours.webp", 23.976)
+        assert (tmp_path / "a.webp").read_bytes() == (tmp_path / "ours.webp").read_bytes()
+
+
+def has_prompt(file: Path) -> bool:
+    import av
+
+    if file.suffix == ".webp":
+        with Image.open(file) as image:
+            return list(image.getexif().values()) == ['prompt:{"1": {}}']
+    with av.open(str(file)) as clip:
+        return "prompt" in clip.metadata
