@@ -182,7 +182,7 @@ def _add_sample(commands: Any) -> None:
         default=[],
         metavar="NAME=on|off",
         help="a setting that few models have: kv_cache and match_target_res (Krea 2, editing), "
-        "do_cfg_norm (Qwen-Image-Edit Plus); may be repeated",
+        "do_cfg_norm (Qwen-Image-Edit Plus), vae_tiling (Wan); may be repeated",
     )
     add("--mode", default="as_trainer", choices=MODES, help="how the LoRA acts")
     add("--device", help="cpu, cuda or cuda:N")
@@ -211,7 +211,9 @@ def _add_job(commands: Any) -> None:
     compare = _add(actions, "compare", "draw the samples of a step, and compare with the job's own")
     compare.add_argument("--report", metavar="FILE.html", help="also write a page with pictures")
     for parser in (show, render, compare):
-        parser.add_argument("folder", metavar="FOLDER", help="the job's, with its config.yaml")
+        parser.add_argument(
+            "folder", metavar="FOLDER", help="the job's, with its config.yaml; tiny: one to try"
+        )
         parser.add_argument("--process", type=int, default=0, help="of a job with several")
         parser.set_defaults(command=parser.prog.removeprefix("aitk "))
     for parser in (render, compare):

@@ -21,6 +21,7 @@ from ..core.errors import DownloadError
 from ._download_cache import Cache, check_content
 from ._http import Answer, Network, TransientError, open_url, same_origin
 from ._links import CIVITAI, SAFETENSORS_ONLY, Link, clean_name, is_remote, read_link, token_for
+from ._meter import Meter, megabytes
 
 __all__ = ["fetch_adapter", "is_remote"]
 
@@ -82,7 +83,7 @@ class _Download:
         self.max_bytes, self.deadline, self.network = max_bytes, deadline, network
         self.partial = cache.partial(link)
         self.token = token_for(link)
-        self.reported = time.monotonic()
+        self.reported, self.meter = time.monotonic(), Meter(link.name)
 
     def run(self) -> Path:
         self.on_status(f"Downloading {self.link.name}")
@@ -131,8 +132,9 @@ class _Download:
     def _check_size(self, total: int | None, done: int) -> None:
         if total is not None and total > self.max_bytes:
             raise DownloadError(
-                f"{self.link.shown} is too large: {_mb(total)} MB or more, allowed are "
-                f"{_mb(self.max_bytes)} MB; raise AITK_MAX_DOWNLOAD_BYTES if that is meant"
+                f"{self.link.shown} is too large: {megabytes(total)} MB or more, allowed "
+                f"are {megabytes(self.max_bytes)} MB; if that is meant, raise "
+                "AITK_MAX_DOWNLOAD_BYTES"
             )
         self.cache.check_room((total or 0) - done)
 
@@ -220,8 +222,7 @@ class _Download:
         now = time.monotonic()
         if now - self.reported >= STATUS_SECONDS or done == total:
             self.reported = now
-            size = f"{_mb(done)} MB" if total is None else f"{_mb(done)}/{_mb(total)} MB"
-            self.on_status(f"Downloading {self.link.name} {size}")
+            self.on_status(self.meter.text(done, total))
 
 
 def _chunks(answer: Answer, head: bytes) -> Iterator[bytes]:
@@ -280,10 +281,6 @@ def _retry_after(headers: Message) -> float | None:
         return None
     date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
     return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
-
-
-def _mb(size: int) -> int:
-    return math.ceil(size / 1e6)
 
 
 def _setting(name: str, default: float) -> float:

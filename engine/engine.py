@@ -26,6 +26,7 @@ from ..pipelines._quiet import quiet_libraries
 from ..pipelines._registry import get_model
 from ..pipelines._render import Clip, RenderContext, Step, fit_projection
 from ..pipelines._skeleton import skeleton
+from ..pipelines._watch import Watch, told_of_parts
 from .latents import (
     check_draws_images,
     check_latents,
@@ -45,7 +46,14 @@ from .training_adapters import (
     merge_base_loras,
     open_base_loras,
 )
-from .weights import Stamp, cache_folder, find_adapter, find_weights, weights_stamp
+from .weights import (
+    Stamp,
+    cache_folder,
+    fetch_elsewhere,
+    find_adapter,
+    find_weights,
+    weights_stamp,
+)
 
 
 def _ignore(_: Any) -> None:
@@ -106,8 +114,8 @@ class Engine:
             started = time.perf_counter()
             base = self._load(request.recipe, plan.spec, on_status)
             with trainer_numerics(plan.settings.seed) as generator:
-                applied = self._switch(base, plan)
-                clip = self._render(base, plan, request, generator, on_step, previews)
+                applied = self._switch(base, plan, on_status)
+                clip = self._render(base, plan, request, generator, on_step, on_status, previews)
             seconds = time.perf_counter() - started
         info = record(plan, request, base.model.device, base.packed, applied, seconds)
         # not every model draws what is asked
@@ -125,7 +133,8 @@ class Engine:
         """
         spec = get_model(recipe.model)
         check_draws_images(spec)
-        check_size(spec, *picture.size, spec.multiple_of, "a picture")
+        width, height = picture.size
+        check_size(spec, width, height, spec.multiple_of, "a picture")
         with self._vae(recipe, spec, on_status) as vae:
             return encode_picture(vae, picture, self.device)
 
@@ -205,7 +214,9 @@ class Engine:
         """How much the recipe's weights take as files; 0 if they are not on this machine yet."""
         if recipe.weights == "huggingface":
             return 0
-        source, _ = find_weights(get_model(recipe.model), recipe.weights, _ignore)
+        source = Path(recipe.weights)
+        if source.suffix != ".safetensors":
+            source, _ = find_weights(get_model(recipe.model), recipe.weights, _ignore)
         return sum(size for _, _, size in weights_stamp(source))
 
     def evict(self) -> None:
@@ -260,13 +271,15 @@ class Engine:
         key = (*weights, quantized.key)
         if self._base is None or self._base.key != key:
             self.unload()
+            fetch_elsewhere(spec, configs or source, on_status)
             on_status(f"Loading {spec.title}")
             with torch.inference_mode(False), torch.no_grad():
                 loaded = spec_to_load(spec, quantized)
-                model = load_model(loaded, source, configs, recipe.dtype, self.device)
-                under = merge_base_loras(model, loras)
-                packed = quantize_model(model, quantized, weights, on_status)
-                attach_base_loras(model, under)
+                model = load_model(loaded, source, configs, recipe.dtype, self.device, on_status)
+                with Watch(on_status, f"Preparing {spec.title}") as watch:
+                    under = merge_base_loras(model, loras)
+                    packed = quantize_model(model, quantized, weights, watch.say)
+                    attach_base_loras(model, under)
             self.loads += 1
             state = AdapterState(self.device, StoredWeights(model.folders))
             names, merges = _lora_names(recipe), quantized.quantization.merges
@@ -280,7 +293,8 @@ class Engine:
         with self._lock:
             model = self._load(recipe, spec, on_status).model
             offload = choose_offload(recipe.offload, model)
-            with trainer_numerics(0), quiet_libraries(), placed(model, offload):
+            told = told_of_parts(spec, model.modules, on_status)
+            with trainer_numerics(0), quiet_libraries(), placed(model, offload, on_status), told:
                 yield model.modules["vae"]
 
     def _base_loras(
@@ -293,7 +307,9 @@ class Engine:
     ) -> Quantized:
         return open_quantized(spec, recipe, lambda path: self.adapter(recipe, path, on_status))
 
-    def _switch(self, base: _Base, plan: Plan) -> tuple[Applied, ...]:
+    def _switch(
+        self, base: _Base, plan: Plan, on_status: Callable[[str], None]
+    ) -> tuple[Applied, ...]:
         kept = [key for key in base.bindings if key[0] in self._adapters]
         base.bindings = {key: base.bindings[key] for key in kept}
         applied = tuple(
@@ -307,7 +323,8 @@ class Engine:
             for planned in plan.adapters
         )
         try:
-            base.adapters.switch(applied)
+            with Watch(on_status, "Applying the adapters"):
+                base.adapters.switch(applied)
         except CheckpointError:  # the base cannot be restored
             self.unload()
             raise
@@ -320,6 +337,7 @@ class Engine:
         request: SampleRequest,
         generator: torch.Generator,
         on_step: Callable[[Step], None],
+        on_status: Callable[[str], None],
         previews: bool,
     ) -> Clip:
         model = base.model
@@ -332,12 +350,12 @@ class Engine:
             settings=plan.settings,
             profile=plan.profile,
             generator=generator,
-            place=lambda _pipeline: placed(model, offload),
+            place=lambda _pipeline: placed(model, offload, on_status),
             on_step=on_step,
             latents=request.latents,  # type: ignore[arg-type]
             control_images=request.control_images,
         )
-        with quiet_libraries():
+        with quiet_libraries(), told_of_parts(plan.spec, model.modules, on_status):
             drawn = plan.spec.render(context)
         return drawn if isinstance(drawn, Clip) else Clip(drawn)
 

@@ -6,13 +6,14 @@ copied back. One part works at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ..pipelines._loading import LoadedModel
+from ..pipelines._watch import Watch
 
 # Share of the free device memory that weights may take; activations need the rest.
 RESIDENT_SHARE = 0.7
@@ -44,19 +45,22 @@ def choose_offload(offload: str, model: LoadedModel) -> str:
 
 
 @contextmanager
-def placed(model: LoadedModel, offload: str) -> Iterator[None]:
+def placed(
+    model: LoadedModel, offload: str, on_status: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
     """Parts on the device for one render: all of them, or each while it works.
 
     offload: `none`; `model`, a part as a whole; `group`, its blocks one by one; `sequential`, each
-    layer. With `none` all stay there afterwards.
+    layer. With `none` all stay there afterwards. on_status: told while they move; it stops that by
+    raising.
     """
-    if offload == "none":
+    home = model.device if offload == "none" else torch.device("cpu")
+    with Watch(on_status, f"Moving {model.spec.title} to {home.type}"):
         for module in model.modules.values():
-            module.to(model.device)
+            module.to(home)
+    if offload == "none":
         yield
         return
-    for module in model.modules.values():
-        module.to("cpu")
     turns = _Turns(model.modules.values(), model.device, offload)
     try:
         yield

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InvalidInputError, MissingDependencyError, OutputError
+from ..core.missing import pip_command
 from .whole_file import whole_file
 
 DEFAULT_CRF = 19
@@ -197,8 +198,8 @@ def _add_stream(file: Any, codec: str, rate: Any) -> Any:
         return file.add_stream(codec, rate=rate)
     except UnknownCodecError as error:
         raise MissingDependencyError(
-            f"the installed PyAV has no {codec} encoder; pip install --force-reinstall av, or "
-            "choose another format"
+            f"the installed PyAV has no {codec} encoder; run "
+            f"`{pip_command('--force-reinstall', 'av')}`, or choose another format"
         ) from error
 
 
@@ -207,7 +208,7 @@ def _import_av() -> Any:
         import av
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"mp4 and webm need PyAV ({error}); pip install av, or write a webp"
+            f"mp4 and webm need PyAV ({error}); run `{pip_command('av')}`, or write a webp"
         ) from error
     return av
 

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import CheckpointError, InvalidInputError
+from ..core.errors import CheckpointError, DownloadError, InvalidInputError
 from ..core.specs import ModelSpec
-from ..pipelines._loading import check_folder, check_index
+from ..pipelines._loading import check_folder, check_index, part_path
 from ..pipelines._single_file import check_single_file
+from ._hub import fetch_repository
 from .downloads import fetch_adapter, is_remote
 
-CONFIGS = ["*.json", "*/*.json", "*/merges.txt", "*/vocab.json"]  # all but the weights
+# all but the weights
+CONFIGS = ["*.json", "*/*.json", "*/merges.txt", "*/*.jinja", "*/*.model"]
+PART_ENDINGS = (".json", ".txt", ".jinja", ".model", ".safetensors")
 Stamp = tuple[tuple[str, int, int], ...]
 TINY_FORMAT = 1  # part of the cache path; raise it when tiny checkpoints change
 
@@ -37,8 +40,7 @@ def find_weights(
     if weights == "tiny":
         return tiny_folder(spec), None
     if weights == "huggingface":
-        on_status(f"Fetching {spec.repo_id}")
-        return (_download_file(spec) if spec.released_file else _download(spec)), None
+        return _download(spec, on_status), None
     path = check_local(spec, weights)
     if path.is_dir():
         return path, None
@@ -48,10 +50,26 @@ def find_weights(
         return path, None
     short = "other files" if spec.part_file else "configuration"
     kinds = short if spec.part_file else f"{short} and tokenizer files"
-    on_status(f"Fetching the {short} of {spec.rest_repo_id or spec.repo_id}")
+    repository = spec.rest_repo_id or spec.repo_id
     instead = f"put the repository's {kinds} into {path.with_suffix('')}"
     patterns = _all_but(spec, spec.part_file) if spec.part_file else CONFIGS
-    return path, _download(spec, patterns, instead)
+    return path, _fetch(repository, patterns, on_status, instead)
+
+
+def fetch_elsewhere(spec: ModelSpec, rest: Path, on_status: Callable[[str], None]) -> None:
+    """Fetches the parts that a checkpoint has in other repositories, which are read by name.
+
+    rest: the checkpoint's folder, or its single file where it has none.
+    """
+    wanted: dict[str, list[str]] = {}
+    for name, place in spec.elsewhere:
+        if part_path(spec, rest, name) == place:
+            owner, repository, *folder = place.split("/")
+            inside = f"{'/'.join(folder)}/*" if folder else "*"
+            patterns = [inside + ending for ending in PART_ENDINGS]
+            wanted.setdefault(f"{owner}/{repository}", []).extend(patterns)
+    for repository, patterns in wanted.items():
+        _fetch(repository, patterns, on_status)
 
 
 def _configs_beside(spec: ModelSpec, path: Path) -> Path | None:
@@ -157,53 +175,35 @@ def tiny_folder(spec: ModelSpec, seed: int = 0) -> Path:
     return folder if folder.is_dir() else write_tiny(spec, folder, seed)
 
 
-def _download(
-    spec: ModelSpec, patterns: list[str] | None = None, instead: str = "give a local folder"
+def _download(spec: ModelSpec, on_status: Callable[[str], None]) -> Path:
+    if spec.released_file:
+        return _fetch(spec.repo_id, [spec.released_file], on_status) / spec.released_file
+    if spec.rest_repo_id:
+        return _joined(spec, on_status)
+    return _fetch(spec.repo_id, _all_but(spec, ""), on_status)
+
+
+def _fetch(
+    repository: str,
+    patterns: list[str],
+    on_status: Callable[[str], None],
+    instead: str = "give local weights",
 ) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        if patterns is not None:
-            repository = spec.rest_repo_id or spec.repo_id
-            return Path(snapshot_download(repository, allow_patterns=patterns))
-        if spec.rest_repo_id:
-            return _joined(spec)
-        if spec.network or spec.elsewhere:  # no class of diffusers knows where all parts are
-            patterns = [*_all_but(spec, ""), "*/*.jinja", "*/spiece.model"]
-            return Path(snapshot_download(spec.repo_id, allow_patterns=patterns))
-        import diffusers
-
-        pipeline_class = getattr(diffusers, spec.pipeline)
-        return Path(pipeline_class.download(spec.repo_id, use_safetensors=True))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return fetch_repository(repository, patterns, on_status)
+    except DownloadError as error:
         raise CheckpointError(
-            f"{spec.repo_id} could not be fetched from Hugging Face: {error}. Gated models need "
+            f"{repository} could not be fetched from Hugging Face: {error}. Gated models need "
             f"their licence accepted on the website and a token in HF_TOKEN; or {instead}"
         ) from error
 
 
-def _download_file(spec: ModelSpec) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(spec.repo_id, spec.released_file))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{spec.released_file} of {spec.repo_id} could not be fetched from Hugging Face: "
-            f"{error}; or give a local file"
-        ) from error
-
-
-def _joined(spec: ModelSpec) -> Path:
+def _joined(spec: ModelSpec, on_status: Callable[[str], None]) -> Path:
     # links to the denoiser of one repository and to everything else of another
-    from huggingface_hub import snapshot_download
-
     (denoiser,) = spec.lora.denoisers
     patterns = [f"{denoiser}/*.json", f"{denoiser}/*.safetensors"]
-    own = Path(snapshot_download(spec.repo_id, allow_patterns=patterns))
-    rest = Path(snapshot_download(spec.rest_repo_id, allow_patterns=_all_but(spec, denoiser)))
+    own = _fetch(spec.repo_id, patterns, on_status)
+    rest = _fetch(spec.rest_repo_id, _all_but(spec, denoiser), on_status)
     folder = cache_folder() / "joined" / f"{spec.id}-{own.name[:12]}-{rest.name[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     parts = {part.name: part for part in rest.iterdir()} | {denoiser: own / denoiser}

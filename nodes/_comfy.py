@@ -63,8 +63,10 @@ def lora_files() -> dict[str, str]:
 
 
 def list_jobs() -> list[str]:
-    """Training jobs in ComfyUI's aitk_jobs folders, by their folders' names."""
-    return sorted(_jobs())
+    """Training jobs in ComfyUI's aitk_jobs folders, by their folders' names, and `tiny`."""
+    from ..jobs.folder import TINY
+
+    return sorted(_jobs(), key=lambda name: (name == TINY, name))
 
 
 def find_job(name: str) -> Path:
@@ -140,13 +142,12 @@ def step_reporter(node_id: str) -> Callable[[Any], None]:
 
 def frame_reporter(node_id: str, total: int) -> Callable[[int], None]:
     """Shows how many frames are written, and stops when the user says so."""
-    import comfy.model_management
     import comfy.utils
 
-    bar = comfy.utils.ProgressBar(total, node_id=node_id)
+    bar, tell = comfy.utils.ProgressBar(total, node_id=node_id), status_reporter(node_id)
 
     def report(done: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        tell(f"Writing the clip: {done} of {total} frames")
         bar.update_absolute(done, total)
 
     return report
@@ -284,9 +285,11 @@ def _local_weights() -> dict[str, Path]:
 def _jobs() -> dict[str, Path]:
     import folder_paths
 
+    from ..jobs.folder import TINY, TINY_FOLDER
+
     if JOBS not in folder_paths.folder_names_and_paths:
         folder_paths.add_model_folder_path(JOBS, str(Path(folder_paths.models_dir) / JOBS))
-    found: dict[str, Path] = {}
+    found = {TINY: TINY_FOLDER}
     for root in _roots(JOBS):
         for file in sorted((*root.glob("*/config.yaml"), *root.glob("*/.job_config.json"))):
             found.setdefault(file.parent.name, file.parent)

@@ -9,8 +9,13 @@ from typing import Any
 from ..core.errors import AitkError, InvalidInputError
 from ..core.requests import Recipe
 from . import _comfy, _memory
+from ._errors import as_listed, plain_errors
 
 AS_TRAINED = "as trained"
+JOB_TOOLTIP = (
+    "A folder in models/aitk_jobs. tiny is a small job that was really trained, on the tiny "
+    "weights, for trying a workflow."
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class LoadAIToolkitJob:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "job": (_comfy.list_jobs(), {"tooltip": "A folder in models/aitk_jobs."}),
+                "job": (_comfy.list_jobs(), {"tooltip": JOB_TOOLTIP}),
                 "step": (
                     ["latest", *_comfy.list_job_steps()],
                     {
@@ -78,7 +83,7 @@ class LoadAIToolkitJob:
 
             read_job(_comfy.find_job(job)).find_step(step)
         except AitkError as error:
-            return str(error)
+            return as_listed(str(error))
         return True
 
     @classmethod
@@ -88,6 +93,7 @@ class LoadAIToolkitJob:
         files = [folder, folder / "samples", *sorted(folder.glob("*.*"))]
         return (step, *(file.stat().st_mtime_ns for file in files if file.exists()))
 
+    @plain_errors()
     def load(
         self, job: str, step: str, weights: str = AS_TRAINED, anyway: bool = False
     ) -> tuple[Recipe, LoadedJob, LoadedJob, str]:
@@ -133,6 +139,7 @@ class AIToolkitRenderSamples:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @plain_errors()
     def render(
         self, model: Recipe, samples: LoadedJob, only: str = "", unique_id: str = ""
     ) -> tuple[list[Any], str]:
@@ -187,6 +194,7 @@ class AIToolkitCompareSamples:
             "optional": {"only": _only_input()},
         }
 
+    @plain_errors()
     def compare(
         self, job: list[LoadedJob], images: list[Any], only: list[str] | None = None
     ) -> Any:

@@ -8,6 +8,7 @@ from ..core.errors import InvalidInputError
 from ..core.requests import MAX_SIDE, Recipe
 from ..pipelines._registry import get_model
 from . import _comfy, _memory
+from ._errors import plain_errors
 
 MODEL = ("AITK_MODEL", {"tooltip": "The recipe whose latents they are; not one of clips."})
 
@@ -36,6 +37,7 @@ class AIToolkitEmptyLatent:
         }
         return {"required": {"model": MODEL, "width": ("INT", side), "height": ("INT", side)}}
 
+    @plain_errors()
     def make(self, model: Recipe, width: int, height: int) -> tuple[dict[str, Any]]:
         from ..engine.latents import empty_latents
 
@@ -71,6 +73,7 @@ class AIToolkitEncode:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @plain_errors()
     def encode(self, model: Recipe, image: Any, unique_id: str = "") -> tuple[dict[str, Any]]:
         pictures = _comfy.image_to_pictures(image[..., :3])
         if len(pictures) != 1:
@@ -78,9 +81,10 @@ class AIToolkitEncode:
                 f"image is a batch of {len(pictures)}; a sample starts from one: choose it with "
                 "ComfyUI's Image From Batch"
             )
-        engine = _comfy.engine()
+        engine, status = _comfy.engine(), _comfy.status_reporter(unique_id)
         with _memory.room_for(engine, model):
-            latents = engine.encode(model, pictures[0], _comfy.status_reporter(unique_id))
+            latents = engine.encode(model, pictures[0], status)
+        status("Encoded")
         return ({"samples": latents},)
 
 
@@ -104,10 +108,12 @@ class AIToolkitDecode:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
+    @plain_errors()
     def decode(self, model: Recipe, latent: dict[str, Any], unique_id: str = "") -> tuple[Any]:
-        engine, latents = _comfy.engine(), latent_samples(latent)
+        engine, status = _comfy.engine(), _comfy.status_reporter(unique_id)
         with _memory.room_for(engine, model):
-            frames = engine.decode(model, latents, _comfy.status_reporter(unique_id))
+            frames = engine.decode(model, latent_samples(latent), status)
+        status("Decoded")
         return (_comfy.frames_to_image(frames),)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ..core.errors import InvalidInputError
 from ..core.requests import MODES, AdapterRef, Recipe
 from ..pipelines._registry import get_model
 from . import _comfy, _memory
+from ._errors import plain_errors
 
 NONE = "none"
 TRAINED = "trained"
@@ -110,24 +110,28 @@ class ApplyAIToolkitLoRA:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, multiplier: float, url: str = "", role: str = TRAINED) -> bool | str:
+    def VALIDATE_INPUTS(
+        cls, multiplier: float | None, url: str | None = "", role: str = TRAINED
+    ) -> bool | str:
+        # None is the value of another node, which is not known yet
         if role not in ROLES:
             return f"role={role!r}; it must be one of {', '.join(ROLES)}"
         if role != TRAINED and multiplier != 1:
             return f"multiplier={multiplier}; with the role {role} it is 1, as in the trainer"
-        if not math.isfinite(multiplier) or abs(multiplier) > 100:
+        if multiplier is not None and not abs(multiplier) <= 100:
             return f"multiplier={multiplier}; it must be a number from -100 to 100"
-        return _comfy.link_problem(url) or True
+        return _comfy.link_problem(url or "") or True
 
     @classmethod
     def IS_CHANGED(
-        cls, lora_name: str, lora_name_low: str = NONE, url: str = "", **_: Any
+        cls, lora_name: str, lora_name_low: str = NONE, url: str | None = "", **_: Any
     ) -> tuple[Any, ...]:
         # a training that goes on writes the same file again
-        names = [url.strip() or lora_name, lora_name_low]
+        names = [(url or "").strip() or lora_name, lora_name_low]
         files = [Path(_comfy.find_lora(name)) for name in names if _is_file(name)]
         return (*names, *((stat.st_mtime_ns, stat.st_size) for stat in map(Path.stat, files)))
 
+    @plain_errors()
     def apply(
         self,
         model: Recipe,
@@ -142,12 +146,15 @@ class ApplyAIToolkitLoRA:
     ) -> dict[str, Any]:
         from ..adapters.report import describe
 
-        name = url.strip() or lora_name
+        name, asked_by = url.strip() or lora_name, "url" if url.strip() else "lora_name"
         low = _comfy.find_lora(lora_name_low) if _is_file(lora_name_low) else lora_name_low
         low = "" if low == NONE else low
         path = _comfy.find_lora(name) if _is_file(name) else name
         ref = AdapterRef(path, multiplier, low, allow_partial)
-        fits = _comfy.engine().fit(model, ref, _comfy.status_reporter(unique_id))
+        called = {path: f"{asked_by} {name}"}
+        called |= {low: f"lora_name_low {lora_name_low}"} if low else {}
+        with plain_errors(called, asked_by):
+            fits = _comfy.engine().fit(model, ref, _comfy.status_reporter(unique_id))
         names = [name, lora_name_low]
         texts = [
             describe(adapter, name, binding)

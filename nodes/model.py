@@ -10,6 +10,7 @@ from ..core.requests import DTYPES, LOW_VRAM, OFFLOAD, QUANTIZE, Recipe
 from ..core.versions import TRAINER_VERSIONS
 from ..pipelines._registry import get_model, list_models
 from . import _comfy, _memory
+from ._errors import as_listed, plain_errors
 
 AS_QUANTIZE = "as quantize"
 
@@ -107,9 +108,10 @@ class LoadAIToolkitModel:
 
                 check_local(spec, _comfy.find_weights(weights))
         except AitkError as error:
-            return str(error)
+            return as_listed(str(error))
         return True
 
+    @plain_errors()
     def load(
         self,
         model: str,

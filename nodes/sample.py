@@ -7,9 +7,17 @@ from typing import Any
 
 from ..core.errors import AitkError
 from ..core.prompts import parse_flags
-from ..core.requests import MAX_SEED, MAX_SIDE, MAX_STEPS, Recipe, SampleRequest
+from ..core.requests import (
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    Recipe,
+    SampleRequest,
+    parse_switches,
+)
 from ..pipelines._registry import list_models
 from . import _comfy, _memory
+from ._errors import plain_errors
 from .latent import latent_samples
 
 DEFAULT = "default"
@@ -164,18 +172,31 @@ class AIToolkitSample:
                         "tooltip": "Share of the steps to run, starting from the latent.",
                     },
                 ),
+                "switches": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "advanced": True,
+                        "tooltip": "Settings of few models, unlike the trainer's form has them: "
+                        "kv_cache=off, match_target_res=off (Krea 2, editing), do_cfg_norm=on "
+                        "(Qwen-Image-Edit-Plus), vae_tiling=on (Wan); with commas between.",
+                    },
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, prompt: str) -> bool | str:
+    def VALIDATE_INPUTS(cls, prompt: str | None, switches: str | None = None) -> bool | str:
+        # None is the text of another node, which is not known yet
         try:
-            parse_flags(prompt)
+            parse_flags(prompt or "")
+            parse_switches(switches or "")
         except AitkError as error:
             return str(error)
         return True
 
+    @plain_errors()
     def sample(
         self,
         model: Recipe,
@@ -195,6 +216,7 @@ class AIToolkitSample:
         doubled_control: bool = False,
         latent: dict[str, Any] | None = None,
         denoise: float = 1.0,
+        switches: str = "",
         unique_id: str = "",
         **control_images: Any,
     ) -> tuple[Any, Any, float, str]:
@@ -217,16 +239,19 @@ class AIToolkitSample:
             doubled_control=doubled_control,
             latents=None if latent is None else latent_samples(latent),
             denoise=denoise,
+            switches=parse_switches(switches),
         )
-        engine = _comfy.engine()
-        engine.plan(request)
+        engine, status = _comfy.engine(), _comfy.status_reporter(unique_id)
+        engine.plan(request, status)
         with _memory.room_for(engine, model):
             result = engine.sample(
                 request,
                 on_step=_comfy.step_reporter(unique_id),
-                on_status=_comfy.status_reporter(unique_id),
+                on_status=status,
                 previews=True,
             )
+        height, width = result.frames.shape[1:3]
+        status(f"{width}x{height} px in {result.info['seconds']:.1f} s")  # else the last part stays
         images = _comfy.frames_to_image(result.frames)
         audio = _comfy.sound_to_audio(result.audio, result.audio_rate)
         return images, audio, float(result.fps), json.dumps(result.info, indent=2)

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from . import _comfy
+from ._errors import plain_errors
 
 FORMATS = ("mp4", "webm", "webp")
 TEXT_OR_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|NaN|-?Infinity')
@@ -18,8 +19,8 @@ class SaveVideo:
     CATEGORY = _comfy.CATEGORY
     DESCRIPTION = (
         "Writes frames as mp4 (H.264, AAC), webm (VP9, Opus), or the animated webp that the "
-        "trainer writes, byte for byte. mp4 and webm carry sound, and the workflow for drag and "
-        "drop; the webp can carry neither and still be the trainer's file."
+        "trainer writes, its frames byte for byte. All carry the workflow for drag and drop; mp4 "
+        "and webm carry sound as well."
     )
     RETURN_TYPES = ("VIDEO",)
     RETURN_NAMES = ("video",)
@@ -52,9 +53,9 @@ class SaveVideo:
                 "format": (
                     list(FORMATS),
                     {
-                        "tooltip": "webp: the bytes that the trainer writes for clips; no sound, "
-                        "no workflow. mp4 and webm: smaller, with both; their pixels are close, "
-                        "not equal."
+                        "tooltip": "webp: the frames that the trainer writes for clips, byte for "
+                        "byte; no sound. mp4 and webm: smaller, with sound; their pixels are "
+                        "close, not equal."
                     },
                 ),
             },
@@ -84,6 +85,7 @@ class SaveVideo:
             },
         }
 
+    @plain_errors()
     def save(
         self,
         images: Any,
@@ -102,11 +104,11 @@ class SaveVideo:
         path, shown = _comfy.output_file(filename_prefix, images.shape[2], images.shape[1], format)
         frames = _comfy.Frames(images)
         report = _comfy.frame_reporter(unique_id, len(frames))
+        tags = {} if _comfy.metadata_is_off() else _metadata(prompt, extra_pnginfo)
         if format == "webp":
-            save_animation(frames, path, fps, report)
+            save_animation(frames, path, fps, report, tags)
         else:
             sound, rate = _comfy.audio_to_sound(audio, len(frames) / fps)
-            tags = {} if _comfy.metadata_is_off() else _metadata(prompt, extra_pnginfo)
             save_video(frames, path, fps, sound, rate, crf, tags, report)
         return {
             "ui": {"images": [shown], "animated": (True,)},

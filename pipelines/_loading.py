@@ -6,7 +6,7 @@ Only safetensors are read and no remote code is run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from ..core.errors import AitkError, CheckpointError, MissingDependencyError
+from ..core.missing import DIFFUSERS, install_command, pip_command
 from ..core.specs import ModelSpec
 from ._process import ONE_AT_A_TIME
 from ._quiet import quiet_libraries
 from ._text import PINS
+from ._watch import Watch, told_of_files
 
 # What a tokenizer's folder has to hold beside its configuration: the files of one of these.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
@@ -75,7 +77,12 @@ class LoadedModel:
 
 
 def load_model(
-    spec: ModelSpec, source: Path, configs: Path | None, dtype: str, device: torch.device
+    spec: ModelSpec,
+    source: Path,
+    configs: Path | None,
+    dtype: str,
+    device: torch.device,
+    on_status: Callable[[str], None] = lambda _: None,
 ) -> LoadedModel:
     """The model's parts read from `source`, on the CPU.
 
@@ -83,11 +90,22 @@ def load_model(
     the configurations and tokenizers of the model. device: where it will compute.
     Every part is cast with `.to(dtype)` after loading, which reaches buffers and modules that
     from_pretrained would keep in fp32.
+    on_status: told what is read, several times a second; it stops the work by raising.
     Raises CheckpointError if anything is missing or of another model.
     """
     _check_tokenizer_files(spec, configs or source)
     keep_rng = torch.random.fork_rng(devices=[])  # building a module may draw numbers
-    with ONE_AT_A_TIME, quiet_libraries(), keep_rng, checkpoint_errors(spec, source):
+    _check_libraries()
+    watch = Watch(on_status, f"Loading {spec.title}")
+    with (
+        ONE_AT_A_TIME,
+        _torch_kept(),
+        quiet_libraries(),
+        keep_rng,
+        watch,
+        told_of_files(spec, watch),
+        checkpoint_errors(spec, source),
+    ):
         parts = _read(spec, source, configs, DTYPES[dtype])
         whole = configs or source if configs is None or spec.part_file else None
         modules = _modules(spec, parts, source, whole, DTYPES[dtype])
@@ -197,17 +215,34 @@ def module_bytes(module: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _read(
-    spec: ModelSpec, source: Path, configs: Path | None, dtype: torch.dtype
-) -> dict[str, Any]:
+@contextmanager
+def _torch_kept() -> Iterator[None]:
+    # diffusers changes these for a while, and may leave them so when it fails then
+    dtype, initializers = torch.get_default_dtype(), dict(vars(torch.nn.init))
     try:
-        import diffusers
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        for name, value in initializers.items():
+            setattr(torch.nn.init, name, value)
+
+
+def _check_libraries() -> None:
+    try:
+        import diffusers  # noqa: F401
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"rendering needs diffusers and transformers ({error}); run `python install.py` in "
-            'the pack\'s folder or `pip install "diffusers>=0.39,<0.43"`'
+            f"rendering needs diffusers and transformers ({error}); run `{install_command()}`, or "
+            f"`{pip_command(DIFFUSERS, 'transformers>=4.57')}`, and restart"
         ) from error
+
+
+def _read(
+    spec: ModelSpec, source: Path, configs: Path | None, dtype: torch.dtype
+) -> dict[str, Any]:
+    import diffusers
+
     if spec.load is not None:
         return spec.load(spec, source, dtype, *([configs] if spec.part_file else []))
     pipeline_class = getattr(diffusers, spec.pipeline)
@@ -237,7 +272,10 @@ def checkpoint_errors(spec: ModelSpec, source: Path) -> Iterator[None]:
         # transformers 4.57 meets a broken vocabulary by asking for the libraries of other formats
         if error.__context__ is not None:
             raise _unreadable(spec, source, error.__context__) from error
-        raise MissingDependencyError(f"{spec.id} needs another library: {error}") from error
+        cure = f"run `{pip_command(error.name)}`" if error.name else "update it"
+        raise MissingDependencyError(
+            f"{spec.id} needs another library: {error}; {cure}, and restart"
+        ) from error
     except Exception as error:
         raise _unreadable(spec, source, error) from error
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..core.errors import MissingDependencyError
+from ..core.missing import pip_command
 from ._quiet import quiet_libraries
 
 LCM_STEPS = 50  # steps an LCM was distilled for; it cannot take more
@@ -75,7 +76,9 @@ def stable_diffusion_scheduler(sampler: str, steps_offset: int) -> Any:
         scheduler_class, extra = _custom_lcm_scheduler_class(), {}
     else:
         if "lms" in sampler and find_spec("scipy") is None:
-            raise MissingDependencyError(f"the sampler {sampler!r} needs scipy: pip install scipy")
+            raise MissingDependencyError(
+                f"the sampler {sampler!r} needs scipy; run `{pip_command('scipy')}`"
+            )
         name, extra = STOCK[sampler]
         scheduler_class = getattr(diffusers, name)
     with quiet_libraries():

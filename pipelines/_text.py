@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..core.errors import MissingDependencyError
+from ..core.missing import pip_command
 from ..core.versions import Profile
 
 
@@ -49,7 +50,7 @@ def clean_clip_prompt(prompt: str, profile: Profile) -> str:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"trainer version {profile.version} repairs CLIP prompts with ftfy ({error}); "
-            "pip install ftfy, or choose a newer trainer_version"
+            f"run `{pip_command('ftfy')}`, or choose a newer trainer_version"
         ) from error
     return ftfy.fix_text(prompt)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..core.errors import MissingDependencyError
+from ..core.missing import install_command, pip_command
 
 VENDOR = Path(__file__).resolve().parent.parent / "vendor" / "ai-toolkit"
 PACKAGE = "ai_toolkit_inference_vendor"  # so that nothing of the trainer is importable as `toolkit`
@@ -35,7 +36,7 @@ def trainer_module(path: str) -> ModuleType:
     if folder is None:
         raise MissingDependencyError(
             "this model's network is the trainer's own code, which is not here; run "
-            "`python install.py` in the pack's folder, or set AI_TOOLKIT_PATH to a checkout"
+            f"`{install_command()}`, or set AI_TOOLKIT_PATH to a checkout"
         )
     parents = path.split(".")[:-1]
     for depth in range(len(parents) + 1):
@@ -49,8 +50,8 @@ def trainer_module(path: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith(PACKAGE):
             raise MissingDependencyError(
-                f"{folder} has no {path}; run `python install.py` again"
+                f"{folder} has no {path}; delete that folder and run `{install_command()}`"
             ) from error
         raise MissingDependencyError(
-            f"the trainer's {path} needs {error.name}: pip install it"
+            f"the trainer's {path} needs {error.name}; run `{pip_command(str(error.name))}`"
         ) from error

@@ -53,17 +53,20 @@ def quantize_base(
     """Quantizes the parts of a model in place. Returns how many layers of each now are.
 
     modules: component -> module on the CPU. device: where it is computed. covered: paths
-    (component.module) of the layers that a recovery adapter is for.
+    (component.module) of the layers that a recovery adapter is for. on_status: told of each layer.
     """
     counts = {}
     for part in _parts(spec, quantization, covered):
-        on_status(f"Quantizing {part.name} to {part.qtype}")
-        counts[part.name] = quantize_part(modules[part.name], part, device, cache)
+        counts[part.name] = quantize_part(modules[part.name], part, device, cache, on_status)
     return counts
 
 
 def quantize_part(
-    root: Any, part: Part, device: torch.device, cache: PackedCache | None = None
+    root: Any,
+    part: Part,
+    device: torch.device,
+    cache: PackedCache | None = None,
+    on_status: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Quantizes one component in place. Returns the number of its layers that now are.
 
@@ -77,7 +80,8 @@ def quantize_part(
     packed = cache.read(part.name, shapes) if cache else None
     kept: dict[str, Tensors] = {}
     restores = part.multiplies_restored(scheme)
-    for path, layer in layers.items():
+    for done, (path, layer) in enumerate(layers.items()):
+        on_status(f"Quantizing {part.name} to {part.qtype}, {done} of {len(layers)} layers")
         tensors = packed[path] if packed else _pack(layer, scheme, device)
         kept[path] = tensors
         _put(root, path, packed_layer(layer, scheme, tensors, restores))

@@ -261,7 +261,9 @@ def test_latent_gives_the_size_and_with_denoise_the_content(comfy: Any, tmp_path
 
 
 @pytest.mark.parametrize("ending", ["mp4", "webm", "webp"])
-def test_frames_become_a_clip(comfy: Any, tmp_path: Path, ending: str) -> None:
+def test_frames_become_a_clip(
+    comfy: Any, webp_texts: Callable[[Path], dict[str, str]], tmp_path: Path, ending: str
+) -> None:
     workflow = json.loads((EXAMPLES / "lora_strength_clip.json").read_text(encoding="utf-8"))
     for node in workflow.values():
         node["inputs"] |= {k: v for k, v in SMALL.items() if k in node["inputs"]}
@@ -287,7 +289,7 @@ def test_frames_become_a_clip(comfy: Any, tmp_path: Path, ending: str) -> None:
     assert result.outputs["40"]["animated"] == [True]
     assert clip.suffix == f".{ending}"
     if ending == "webp":
-        save_animation(frames, tmp_path / "ours.webp", 4)
+        save_animation(frames, tmp_path / "ours.webp", 4, tags=webp_texts(clip))
         assert clip.read_bytes() == (tmp_path / "ours.webp").read_bytes()
     else:
         _check_video(clip, len(frames), workflow)

@@ -107,7 +107,7 @@ def offloaded() -> Callable[..., SampleResult]:
     def render(request: Any, mode: str, devices: list[Device], **during: Any) -> SampleResult:
         with pytest.MonkeyPatch.context() as patch:
 
-            def placed(model: Any, _offload: str) -> Any:
+            def placed(model: Any, _offload: str, _on_status: Any) -> Any:
                 devices.append(Device(model.modules))
                 return devices[-1].playing(patch, model, mode)
 

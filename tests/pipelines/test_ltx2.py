@@ -343,18 +343,18 @@ def test_a_file_without_the_sound(ask, checkpoint) -> None:
 
 
 def test_the_newer_ones_text_encoder_is_another_repositorys(monkeypatch, tmp_path) -> None:
-    import huggingface_hub
-
-    from ai_toolkit_inference.engine.weights import find_weights
+    from ai_toolkit_inference.engine import weights
     from ai_toolkit_inference.pipelines._loading import part_path
 
     asked = []
     monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda *names: asked.append(names) or str(tmp_path)
+        weights, "fetch_repository", lambda *given: asked.append(given[:2]) or tmp_path
     )
-    spec = get_model("ltx2.3")
-    assert find_weights(spec, "huggingface", lambda _: None) == (tmp_path, None)
-    assert asked == [("Lightricks/LTX-2.3", "ltx-2.3-22b-dev.safetensors")]
+    spec, file = get_model("ltx2.3"), "ltx-2.3-22b-dev.safetensors"
+    assert weights.find_weights(spec, "huggingface", print) == (tmp_path / file, None)
+    assert asked == [("Lightricks/LTX-2.3", [file])]
+    weights.fetch_elsewhere(spec, tmp_path / file, print)
+    assert asked[1][0].startswith("Lightricks/gemma-3")
     for part in ("text_encoder", "tokenizer"):
         assert part_path(spec, tmp_path / "a.safetensors", part).startswith("Lightricks/gemma-3")
 

@@ -1,0 +1,31 @@
+"""The exact commands that install what is missing, for the Python that runs."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent.parent
+DIFFUSERS = "diffusers>=0.39,<0.43"
+
+
+def pip_command(*requirements: str) -> str:
+    """The command that installs packages beside those that are there."""
+    return _command("-m", "pip", "install", *requirements)
+
+
+def install_command() -> str:
+    """The command that installs diffusers and the trainer's code, from any folder."""
+    return _command(str(PACK / "install.py"))
+
+
+def _command(*arguments: str) -> str:
+    # ComfyUI's portable build runs with -s
+    return _joined([sys.executable, *(["-s"] if sys.flags.no_user_site else []), *arguments])
+
+
+def _joined(words: Sequence[str]) -> str:
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
