@@ -86,7 +86,7 @@ def test_the_sides_of_a_version(ask, version, side):
 def test_latents_off_a_versions_grid_are_refused(draw):
     latents = torch.zeros(1, 16, 14, 8)
     draw(latents=latents, width=0, height=0)
-    with pytest.raises(InvalidInputError, match="64x112 px; for .* multiples of 32"):
+    with pytest.raises(InvalidInputError, match=r"64x112 px; for .* multiples of 32"):
         draw(latents=latents, width=0, height=0, version=OLD.version)
 
 
