@@ -9,7 +9,7 @@ ARGS =
 # Two processes; a file's tests stay together, as they share models.
 PYTEST = -m pytest -ra -n 2 --dist loadfile
 # What has to hold with every supported pair of diffusers and transformers.
-MATRIX = tests -m "not comfy and not browser"
+MATRIX = tests/adapters tests/engine tests/jobs tests/parity tests/pipelines tests/quantization
 MATRIX_VENVS = .venv-t4 .venv-t523
 
 help:

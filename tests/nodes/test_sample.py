@@ -23,7 +23,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[SampleRequest]:
 
     def note(request: SampleRequest, **_: object) -> SampleResult:
         requests.append(request)
-        return SampleResult(np.zeros((1, 64, 64, 3), np.uint8), 0, {})
+        return SampleResult(np.zeros((1, 64, 64, 3), np.uint8), 0, {"seconds": 1.0})
 
     engine = Engine("cpu")
     monkeypatch.setattr(engine, "sample", note)
