@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from ai_toolkit_inference.pipelines import _tiny
 
 ROUNDS = 5
 STEPS = 8
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"  # with it every start compiles the sources
 
 
 def main() -> int:
@@ -200,6 +202,7 @@ def bench_second_render() -> Iterator[str]:
 def bench_import() -> Iterator[str]:
     """Importing the pack with its node list, over `import torch`, in fresh interpreters."""
     nodes = "import ai_toolkit_inference as p; p.NODE_CLASS_MAPPINGS; p.list_models()"
+    import_seconds(nodes)  # writes the bytecode that later starts read
     pack = statistics.median(import_seconds(nodes) for _ in range(ROUNDS))
     torch_import = statistics.median(import_seconds("import torch") for _ in range(ROUNDS))
     yield f"{pack / torch_import:6.3f}   target <= 0.05   ({pack * 1000:.0f} ms, target < 100 ms)"
@@ -207,7 +210,9 @@ def bench_import() -> Iterator[str]:
 
 def import_seconds(statement: str) -> float:
     code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    env = {name: value for name, value in os.environ.items() if name != NO_BYTECODE}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return float(run.stdout)
 
 

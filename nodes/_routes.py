@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -85,6 +84,8 @@ def refused(spec: ModelSpec) -> list[str]:
 def _handler(answer: Callable[[Any], Any]) -> Callable[[Any], Any]:
     # files are read in another thread, so that the server goes on
     async def handle(request: Any) -> Any:
+        import asyncio
+
         from aiohttp import web
 
         try:
