@@ -19,8 +19,8 @@ class SaveVideo:
     CATEGORY = _comfy.CATEGORY
     DESCRIPTION = (
         "Writes frames as mp4 (H.264, AAC), webm (VP9, Opus), or the animated webp that the "
-        "trainer writes, its frames byte for byte. All carry the workflow for drag and drop; mp4 "
-        "and webm carry sound as well."
+        "trainer writes, its frames byte for byte. All bring the workflow back when dropped on the "
+        "page; mp4 and webm carry sound as well."
     )
     RETURN_TYPES = ("VIDEO",)
     RETURN_NAMES = ("video",)
@@ -106,7 +106,8 @@ class SaveVideo:
         report = _comfy.frame_reporter(unique_id, len(frames))
         tags = {} if _comfy.metadata_is_off() else _metadata(prompt, extra_pnginfo)
         if format == "webp":
-            save_animation(frames, path, fps, report, tags)
+            # without a graph to bring back it stays the trainer's own file
+            save_animation(frames, path, fps, report, tags if "workflow" in tags else {})
         else:
             sound, rate = _comfy.audio_to_sound(audio, len(frames) / fps)
             save_video(frames, path, fps, sound, rate, crf, tags, report)
