@@ -80,7 +80,7 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
     result = engine.sample(
         request,
         on_step=lambda step: report(f"step {step.index}/{step.total}"),
-        on_status=report,
+        on_status=said_once(report),
     )
     save_sample(result, out)
     report("")
@@ -264,6 +264,19 @@ def open_device(name: str | None) -> str | None:
 def say(text: str) -> None:
     """Writes a line for people."""
     sys.stdout.write(text + "\n")
+
+
+def said_once(report: Callable[[str], None]) -> Callable[[str], None]:
+    """The same, but for a text that is told again and again, which would hide others."""
+    last = ""
+
+    def tell(text: str) -> None:
+        nonlocal last
+        if text != last:
+            last = text
+            report(text)
+
+    return tell
 
 
 def progress(options: argparse.Namespace) -> Callable[[str], None]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .commands import open_device, progress, say
+from .commands import open_device, progress, said_once, say
 
 
 def job_show(options: argparse.Namespace) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _listed(steps: list[int]) -> str:
 def _reports(options: argparse.Namespace) -> dict[str, Any]:
     report = progress(options)
     return {
-        "on_status": report,
+        "on_status": said_once(report),
         "on_step": lambda step: report(f"step {step.index}/{step.total}"),
         "on_sample": lambda done, total: report("" if done == total else f"{done} of {total}"),
     }

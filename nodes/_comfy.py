@@ -158,10 +158,15 @@ def status_reporter(node_id: str) -> Callable[[str], None]:
     import comfy.model_management
     from server import PromptServer
 
+    shown = ""
+
     def report(text: str) -> None:
+        nonlocal shown
         comfy.model_management.throw_exception_if_processing_interrupted()
-        server: Any = PromptServer.instance
-        server.send_progress_text(text, node_id)
+        if text != shown:
+            shown = text
+            server: Any = PromptServer.instance
+            server.send_progress_text(text, node_id)
 
     return report
 

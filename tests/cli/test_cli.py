@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ai_toolkit_inference import list_models
-from ai_toolkit_inference.cli.commands import parse_lora
+from ai_toolkit_inference.cli.commands import parse_lora, said_once
 from ai_toolkit_inference.cli.main import main
 from ai_toolkit_inference.core.errors import InvalidInputError
 
@@ -310,3 +310,11 @@ def test_files_with_multipliers(text, path, multiplier):
 def test_multipliers_that_are_no_number(text):
     with pytest.raises(InvalidInputError):
         parse_lora(text)
+
+
+def test_a_text_is_said_once_until_another_comes():
+    said: list[str] = []
+    tell = said_once(said.append)
+    for text in ("Loading", "Sampling", "Sampling", "Sampling", "Decoding", "Sampling"):
+        tell(text)
+    assert said == ["Loading", "Sampling", "Decoding", "Sampling"]

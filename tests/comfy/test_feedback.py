@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -88,6 +89,7 @@ def test_loading_quantizing_and_sampling_are_told_on_the_node(comfy: Any, ask: A
     )
     result = run_workflow(comfy.url, workflow, on_event=events.append, timeout=180)
     said = texts(events)
+    assert all(one != next_one for one, next_one in itertools.pairwise(said))
     title = get_model("flux").title
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         assert f"Loading {title}: {part}" in said
