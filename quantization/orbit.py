@@ -6,6 +6,7 @@ Upstream: ostris/ai-toolkit@27a03a91 toolkit/util/orbit_quant.py
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from functools import cache
 
 import torch
@@ -19,16 +20,31 @@ LEAST_BLOCK = 32  # columns that are rotated together
 ROUNDS = 200
 
 
-class Orbit(Scheme):
+class Rotated(Scheme):
     """Inputs are rotated as the weight is, so that the product is the same."""
 
     own = True
 
-    def __init__(self, bits: int) -> None:
-        self._bits = bits
-
     def fits(self, shape: torch.Size) -> bool:
         return power_of_two(shape[1]) >= LEAST_BLOCK
+
+    def restore(self, held: Packed) -> torch.Tensor:
+        rotated = self.rotated(held, torch.float32)
+        return Shuffled(held.shape[1]).turn_back(rotated).to(held.dtype)
+
+    def multiply(self, x: torch.Tensor, held: Packed, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear(Shuffled(held.shape[1]).turn(x), self.rotated(held, x.dtype), bias)
+
+    @abstractmethod
+    def rotated(self, held: Packed, dtype: torch.dtype) -> torch.Tensor:
+        """The weight (out, in) in a dtype, with its columns still rotated."""
+
+
+class Orbit(Rotated):
+    """A length per row, and the numbers of its direction in few levels."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
 
     def pack(self, weight: torch.Tensor) -> Tensors:
         rotated = Shuffled(weight.shape[1]).turn(weight.float())
@@ -39,15 +55,7 @@ class Orbit(Scheme):
         packed = pack_bits(codes.to(torch.uint8), self._bits)
         return {"codes": packed, "length": length.to(weight.dtype)}
 
-    def restore(self, held: Packed) -> torch.Tensor:
-        rotated = self._rotated(held, torch.float32)
-        return Shuffled(held.shape[1]).turn_back(rotated).to(held.dtype)
-
-    def multiply(self, x: torch.Tensor, held: Packed, bias: torch.Tensor | None) -> torch.Tensor:
-        rotated = self._rotated(held, x.dtype)
-        return linear(Shuffled(held.shape[1]).turn(x), rotated, bias)
-
-    def _rotated(self, held: Packed, dtype: torch.dtype) -> torch.Tensor:
+    def rotated(self, held: Packed, dtype: torch.dtype) -> torch.Tensor:
         codes = unpack_bits(held["codes"], self._bits, held.shape)
         levels = self._levels(held.shape[1], codes.device).to(dtype)
         return levels[codes.int()] * held["length"].to(dtype).unsqueeze(1)

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import linear
 
 from .lattice import Lattice, lattice
+from .orbit import Rotated
 from .rotation import Shuffled, power_of_two
-from .scheme import Packed, Scheme, Tensors
+from .scheme import Packed, Tensors
 
-LEAST_BLOCK = 32
 GROUP = 128  # columns with one scale
 TINY = 1e-12
 
@@ -31,16 +30,11 @@ class Table:
 TABLES = {2: Table(8, 2**16, 0.98), 3: Table(4, 2**12, 0.4722), 4: Table(4, 2**16, 0.2617)}
 
 
-class OrbitPoints(Scheme):
-    """Inputs are rotated as the weight is, so that the product is the same."""
-
-    own = True
+class OrbitPoints(Rotated):
+    """A scale per group of columns, and points of a lattice for several of its numbers."""
 
     def __init__(self, bits: int) -> None:
         self._table = TABLES[bits]
-
-    def fits(self, shape: torch.Size) -> bool:
-        return power_of_two(shape[1]) >= LEAST_BLOCK
 
     def pack(self, weight: torch.Tensor) -> Tensors:
         rotated = Shuffled(weight.shape[1]).turn(weight.float())
@@ -52,15 +46,7 @@ class OrbitPoints(Scheme):
         best = (groups * chosen).sum(dim=-1) / (chosen.square().sum(dim=-1) + TINY)
         return {"codes": self._shrink(codes), "scale": best.to(weight.dtype)}
 
-    def restore(self, held: Packed) -> torch.Tensor:
-        rotated = self._rotated(held, torch.float32)
-        return Shuffled(held.shape[1]).turn_back(rotated).to(held.dtype)
-
-    def multiply(self, x: torch.Tensor, held: Packed, bias: torch.Tensor | None) -> torch.Tensor:
-        rotated = self._rotated(held, x.dtype)
-        return linear(Shuffled(held.shape[1]).turn(x), rotated, bias)
-
-    def _rotated(self, held: Packed, dtype: torch.dtype) -> torch.Tensor:
+    def rotated(self, held: Packed, dtype: torch.dtype) -> torch.Tensor:
         points = self._points(held["codes"].device).points.to(dtype)
         chosen = points[self._grow(held["codes"])].view(*self._groups(held.shape))
         return (chosen * held["scale"].to(dtype).unsqueeze(-1)).view(held.shape)

@@ -5,16 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from named import (
+    BUILDS,
+    flux,
+    lora,
+    model,
+    original,
+    paths,
+    spec_of,
+    trained,
+)
 
 from ai_toolkit_inference import get_model
 from ai_toolkit_inference.adapters.apply import AdapterState, Applied
 from ai_toolkit_inference.adapters.bind import Binding, bind, match
-from ai_toolkit_inference.adapters.lora import LoraLayer
 from ai_toolkit_inference.adapters.names import (
     DENOISER,
     ORIGINAL,
@@ -26,152 +34,6 @@ from ai_toolkit_inference.adapters.names import (
 from ai_toolkit_inference.adapters.read import read_adapter
 from ai_toolkit_inference.adapters.report import describe, fit
 from ai_toolkit_inference.core.errors import AdapterError
-
-KINDS = torch.nn.Linear | torch.nn.Conv2d
-EXPERTS = ("transformer", "transformer_2")
-
-
-def sdxl_unet() -> Any:
-    """A U-Net of SDXL's structure, with 8 channels for its 320."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        block_out_channels=(8, 16, 16),
-        layers_per_block=2,
-        norm_num_groups=8,
-        attention_head_dim=(2, 2, 2),
-        cross_attention_dim=12,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 3),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=60,
-    )
-
-
-def flux() -> Any:
-    from diffusers import FluxTransformer2DModel
-
-    return FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=8,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
-    )
-
-
-def wan(image: bool = False) -> Any:
-    from diffusers import WanTransformer3DModel
-
-    return WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        image_dim=20 if image else None,
-        added_kv_proj_dim=24 if image else None,
-    )
-
-
-def ltx2() -> Any:
-    from diffusers import LTX2VideoTransformer3DModel
-
-    return LTX2VideoTransformer3DModel(
-        in_channels=8,
-        out_channels=8,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        cross_attention_dim=32,
-        audio_in_channels=8,
-        audio_out_channels=8,
-        audio_num_attention_heads=2,
-        audio_attention_head_dim=8,
-        audio_cross_attention_dim=16,
-        num_layers=2,
-        caption_channels=12,
-    )
-
-
-def krea2() -> Any:
-    from diffusers import Krea2Transformer2DModel
-
-    return Krea2Transformer2DModel(
-        in_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=32,
-        timestep_embed_dim=8,
-        text_hidden_dim=16,
-        num_text_layers=3,
-        text_num_attention_heads=1,
-        text_num_key_value_heads=1,
-        text_intermediate_size=32,
-        axes_dims_rope=(4, 6, 6),
-    )
-
-
-def adapted(name: str) -> Any:
-    """The denoiser of a tiny checkpoint, as it is made the trainer's."""
-    spec = get_model(name)
-    module = spec.build_tiny(0)["transformer"]
-    spec.adapt("transformer", module)
-    return module
-
-
-BUILDS: dict[str, Callable[[], Any]] = {
-    "sgm": sdxl_unet,
-    "bfl-flux": flux,
-    "wan": wan,
-    "wan i2v": lambda: wan(image=True),
-    "ltx2": ltx2,
-    "krea2": krea2,
-    "flux2": lambda: adapted("flux2"),
-    "chroma": lambda: adapted("chroma"),
-}
-
-
-@cache
-def model(name: str) -> Any:
-    """A tiny model, shared: leave it as it was."""
-    torch.manual_seed(0)
-    return BUILDS[name]().eval().requires_grad_(False)
-
-
-def spec_of(name: str) -> Any:
-    """A spec whose denoiser has these original names."""
-    spec = get_model("sdxl" if name == "sgm" else "flux")
-    return replace(spec, lora=replace(spec.lora, original=name.split()[0]))
-
-
-def two_experts() -> Any:
-    spec = spec_of("wan")
-    return replace(spec, lora=replace(spec.lora, experts=EXPERTS))
-
-
-def trained(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    return {path: part for path, part in module.named_modules() if isinstance(part, KINDS)}
-
-
-def lora(seed: int, *modules: Any, rank: int = 2) -> LoraLayer:
-    """A random layer for a module, or for several that are fused in the file."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = sum(module.weight.shape[0] for module in modules)
-    inner = modules[0].weight.shape[1:]
-    up = torch.randn(rows, rank, *(1,) * (len(inner) - 1), generator=generator)
-    return LoraLayer("x", None, torch.randn(rank, *inner, generator=generator), up)
 
 
 @pytest.fixture
@@ -186,13 +48,6 @@ def fitted(write_layers, tmp_path) -> Callable[..., Binding]:
         return match(read_adapter(path), spec, parts, side)
 
     return fitted
-
-
-def paths(binding: Binding) -> dict[str, str]:
-    """Name in the file -> component.module."""
-    assert binding.complete, (binding.unbound[:3], binding.mismatched[:3])
-    assert len({bound.path for bound in binding.bound}) == len(binding.bound)
-    return {bound.layer.name: bound.path for bound in binding.bound}
 
 
 def component_of(prefix: Prefix) -> str:
@@ -240,11 +95,6 @@ def test_a_name_of_one_component_is_none_of_another(load, fitted, component):
         if component_of(prefix) == "unet" and component != "unet":
             name = prefix.text + f"text_model.{path}".replace(".", prefix.separator)
             assert fitted({name: module}, get_model("sdxl"), modules).unbound == (name,)
-
-
-def original(name: str, path: str) -> str:
-    """The name of the first release: the one after the module's own."""
-    return [spelled for spelled, _ in spellings(path, name.split()[0])][:2][-1]
 
 
 def marked(names: Mapping[str, Any], endings: tuple[str, str]) -> dict[str, torch.Tensor]:
@@ -457,121 +307,6 @@ def test_low_rank_layers_are_for_linear_and_convolutions(
     adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
     binding = match(adapter, spec_of("bfl-flux"), {"transformer": torch.nn.Sequential(module)})
     assert len(binding.mismatched) == 1
-
-
-@pytest.fixture
-def experts() -> dict[str, Any]:
-    torch.manual_seed(0)
-    return {name: wan().eval().requires_grad_(False) for name in EXPERTS}
-
-
-def changed(experts: Mapping[str, Any], bound: Any) -> set[str]:
-    """The weights that an adapter changes, restored again."""
-    before = {
-        f"{name}.{key}": weight.clone()
-        for name, module in experts.items()
-        for key, weight in module.state_dict().items()
-    }
-    state = AdapterState(torch.device("cpu"))
-    state.switch([Applied("a", bound, 1.0, False)])
-    after = {
-        f"{name}.{key}": weight.clone()
-        for name, module in experts.items()
-        for key, weight in module.state_dict().items()
-    }
-    state.clear()
-    return {key for key in before if not torch.equal(before[key], after[key])}
-
-
-def expert_names(start: str, separator: str, spelled: bool) -> dict[str, str]:
-    return {
-        start + (original("wan", path) if spelled else path).replace(".", separator): path
-        for path in trained(model("wan"))
-        if "blocks" in path
-    }
-
-
-STARTS = [
-    ("diffusion_model.", ".", True),
-    ("diffusion_model.", ".", False),
-    ("transformer.", ".", False),
-    ("", ".", True),
-    ("lora_unet_", "_", True),
-    ("lycoris_", "_", False),
-]
-
-
-@pytest.mark.parametrize(("start", "separator", "spelled"), STARTS)
-@pytest.mark.parametrize(("side", "expert"), [("high", "transformer"), ("low", "transformer_2")])
-def test_a_file_of_one_side_reaches_that_expert_only(
-    write_layers, tmp_path, experts, side, expert, start, separator, spelled
-):
-    names = expert_names(start, separator, spelled)
-    layers = {n: lora(1, experts["transformer"].get_submodule(p)) for n, p in names.items()}
-    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
-    bound = bind(adapter, two_experts(), experts, side)
-    assert changed(experts, bound) == {f"{expert}.{path}.weight" for path in names.values()}
-
-
-COMBINED = [
-    ("diffusion_model.transformer_{}.", "."),
-    ("transformer_{}.", "."),
-    ("lora_unet_transformer_{}_", "_"),
-    ("lycoris_transformer_{}_", "_"),
-    ("lora_transformer_transformer_{}_", "_"),
-]
-
-
-@pytest.mark.parametrize("side", ["high", ""])
-@pytest.mark.parametrize(("start", "separator"), COMBINED)
-def test_a_file_of_both_experts_reaches_both(
-    write_layers, tmp_path, experts, start, separator, side
-):
-    layers, expected = {}, {}
-    for number, expert in enumerate(EXPERTS, 1):
-        for name, path in expert_names(start.format(number), separator, True).items():
-            layers[name] = lora(number, experts[expert].get_submodule(path))
-            expected[name] = f"{expert}.{path}"
-    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
-    assert paths(match(adapter, two_experts(), experts, side)) == expected
-    bound = bind(adapter, two_experts(), experts, side)
-    assert changed(experts, bound) == {f"{path}.weight" for path in expected.values()}
-
-
-@pytest.mark.parametrize(("number", "expert"), [(1, "transformer"), (2, "transformer_2")])
-def test_a_combined_file_may_lack_a_side(write_layers, tmp_path, experts, number, expert):
-    names = expert_names(f"diffusion_model.transformer_{number}.", ".", True)
-    layers = {n: lora(1, experts[expert].get_submodule(p)) for n, p in names.items()}
-    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
-    bound = bind(adapter, two_experts(), experts, "high")
-    assert {layer.path.partition(".")[0] for layer in bound} == {expert}
-
-
-def test_a_pair_swapped_is_another_model(write_layers, tmp_path, experts):
-    names, prints = expert_names("diffusion_model.", ".", True), []
-    adapters = []
-    for seed in (1, 2):
-        layers = {n: lora(seed, experts["transformer"].get_submodule(p)) for n, p in names.items()}
-        adapters.append(read_adapter(write_layers(tmp_path / f"{seed}.safetensors", layers)))
-    state = AdapterState(torch.device("cpu"))
-    for sides in (("high", "low"), ("low", "high"), ("high", "low")):
-        state.switch(
-            [
-                Applied(adapter.digest, bind(adapter, two_experts(), experts, side), 1.0, False)
-                for adapter, side in zip(adapters, sides, strict=True)
-            ]
-        )
-        weights = [w for name in EXPERTS for w in experts[name].state_dict().values()]
-        prints.append(b"".join(weight.numpy().tobytes() for weight in weights))
-    assert prints[0] == prints[2] != prints[1]
-
-
-def test_without_a_side_a_plain_file_fits_no_expert(write_layers, tmp_path, experts):
-    names = expert_names("diffusion_model.", ".", True)
-    layers = {n: lora(1, experts["transformer"].get_submodule(p)) for n, p in names.items()}
-    adapter = read_adapter(write_layers(tmp_path / "lora.safetensors", layers))
-    with pytest.raises(AdapterError, match=f"{len(names)} of {len(names)} layers name no module"):
-        bind(adapter, two_experts(), experts)
 
 
 def test_an_expert_of_a_model_with_one_is_no_hindrance(fitted):

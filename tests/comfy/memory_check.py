@@ -1,6 +1,7 @@
 """The engine in ComfyUI's memory management, in a process of its own.
 
-    python memory_check.py TREE PACK CACHE, with TREE as a ComfyUI and the pack in it as PACK
+    python memory_check.py TREE PACK, with TREE as a ComfyUI and the pack in it as PACK;
+    PYTHONPATH has TREE and the folder of PACK.
 
 Prints a line of JSON: what ComfyUI counts at each stage.
 """
@@ -17,7 +18,6 @@ from typing import Any
 
 tree, pack = Path(sys.argv[1]), Path(sys.argv[2])
 sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, str(tree))
 os.chdir(tree)
 
 import comfy.options  # noqa: E402  # type: ignore[import-not-found]
@@ -28,7 +28,6 @@ import torch  # noqa: E402
 from comfy import model_management  # noqa: E402  # type: ignore[import-not-found]
 from comfy.model_patcher import ModelPatcher  # noqa: E402  # type: ignore[import-not-found]
 
-sys.path.insert(0, str(pack.parent))
 package = pack.name
 _memory = importlib.import_module(f"{package}.nodes._memory")
 Engine = importlib.import_module(f"{package}.engine").Engine

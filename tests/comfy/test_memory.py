@@ -32,8 +32,12 @@ def stages(comfyui: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dic
     pack = tmp_path_factory.mktemp("pack") / "pack_in_comfyui"
     pack.symlink_to(HERE.parents[1], target_is_directory=True)
     python = os.environ.get("COMFYUI_PYTHON") or sys.executable
-    command = [python, str(HERE / "memory_check.py"), str(comfyui.find_tree()), str(pack)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    tree = comfyui.find_tree()
+    command = [python, str(HERE / "memory_check.py"), str(tree), str(pack)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tree, pack.parent)))}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=env
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

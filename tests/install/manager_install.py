@@ -16,7 +16,7 @@ import sys
 def main() -> int:
     tree, base, url, name, version = sys.argv[1:]
     sys.argv = ["main.py", "--base-directory", base, "--cpu"]
-    sys.path.insert(0, tree)
+    sys.path.insert(0, tree)  # where main.py has it; a PYTHONPATH would reach pip as well
     os.environ["COMFYUI_PATH"] = tree
 
     import comfy.options
