@@ -40,6 +40,11 @@ class AdapterRef:
         if not (self.path or self.low):
             raise InvalidInputError("an adapter needs a file; give the name of one")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What it is read from: one, or those of two experts."""
+        return tuple(name for name in (self.path, self.low) if name)
+
 
 @dataclass(frozen=True)
 class Recipe:

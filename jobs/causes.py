@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..adapters.read import read_metadata
-from ..core.requests import AdapterRef, SampleRequest
+from ..core.requests import SampleRequest
 from ..core.versions import PROFILES, trainer_version
 from .compare import Difference, Pair
 from .job import Job
@@ -73,11 +73,6 @@ def find_causes(job: Job, finding: Finding, device: torch.device) -> tuple[Cause
     return tuple(sorted(found, key=lambda cause: -cause.weight))
 
 
-def adapter_files(ref: AdapterRef) -> list[str]:
-    """The files of an adapter: one, or those of two experts."""
-    return [name for name in (ref.path, ref.low) if name]
-
-
 def _size(finding: Finding) -> Cause | None:
     if finding.difference.same_size:
         return None
@@ -128,7 +123,7 @@ def _saved(finding: Finding) -> Cause | None:
     if rounding is None:
         return None
     refs = finding.drawn.request.recipe.adapters
-    kinds = {saved_dtype(Path(name)) for ref in refs for name in adapter_files(ref)}
+    kinds = {saved_dtype(Path(name)) for ref in refs for name in ref.files}
     return Cause(
         0.9 if finding.within_rounding else 0.4,
         f"The weights were saved as {' and '.join(sorted(kinds))}; the trainer drew from fp32",
@@ -174,7 +169,7 @@ def _base_drift(job: Job, step: int) -> Cause | None:
 
 def _version(request: SampleRequest) -> Cause | None:
     refs = request.recipe.adapters
-    found = {trainer_version(read_metadata(Path(n))) for ref in refs for n in adapter_files(ref)}
+    found = {trainer_version(read_metadata(Path(n))) for ref in refs for n in ref.files}
     known = {version for version in found if version}
     pinned = {profile.version for profile in PROFILES}
     if known <= pinned and known:

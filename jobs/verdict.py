@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.missing import pip_command
 from ..engine.engine import Engine
-from .causes import Cause, Finding, adapter_files, find_causes
+from .causes import Cause, Finding, find_causes
 from .compare import Difference, Pair, compare, load_pair
 from .folder import SampleSet
 from .job import Job
@@ -65,7 +65,7 @@ def judge(engine: Engine, job: Job, drawn: Rendered, against: SampleSet) -> Verd
 def _rounding(engine: Engine, drawn: Rendered, file: Path) -> Difference | None:
     # the same sample with every adapter file rounded otherwise; None if nothing was lost in saving
     refs = drawn.request.recipe.adapters
-    if not any(saved_dtype(Path(name)) != "fp32" for ref in refs for name in adapter_files(ref)):
+    if not any(saved_dtype(Path(name)) != "fp32" for ref in refs for name in ref.files):
         return None
     with tempfile.TemporaryDirectory() as folder:
         other = tuple(
