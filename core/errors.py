@@ -18,11 +18,11 @@ class AitkError(Exception):
 
 
 class InvalidInputError(AitkError):
-    code, http_status, exit_code = "invalid_input", 422, 2
+    code, http_status, exit_code = "invalid_input", 400, 2
 
 
 class UnknownModelError(InvalidInputError):
-    code, http_status = "unknown_model", 404
+    code, http_status = "model_not_found", 404
 
 
 class AdapterError(InvalidInputError):

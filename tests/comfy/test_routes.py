@@ -76,7 +76,7 @@ def test_bad_input_is_refused_as_json(comfy: Any, query: str) -> None:
         urllib.request.urlopen(f"{comfy.url}/ai_toolkit/loras{query}", timeout=30)
     assert refusal.value.code == 404
     error = json.loads(refusal.value.read())["error"]
-    assert error["code"] == "unknown_model" and "allowed: " in error["message"]
+    assert error["code"] == "model_not_found" and "allowed: " in error["message"]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
