@@ -1,1 +1,1 @@
-"""The engine over HTTP: a native asynchronous API, OpenAI's Images API, and adapter administration."""
+"""The engine over HTTP: an API with a queue, OpenAI's Images API, LoRA administration."""

@@ -12,7 +12,7 @@ from . import about, access, errors, native
 from .service import Service
 from .settings import Settings
 
-DESCRIPTION = "Renders, byte for byte, the samples that ostris/ai-toolkit renders from the same LoRA."
+DESCRIPTION = "Renders, byte for byte, the samples that ostris/ai-toolkit renders from a LoRA."
 
 
 def create_app(settings: Settings) -> FastAPI:

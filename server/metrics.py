@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """What `GET /metrics` tells: requests by model and status, samples, what waits, what is loaded."""
+    """What `GET /metrics` tells: requests by model and status, samples, what waits."""
 
     def __init__(self, service: Service) -> None:
         self._registry = CollectorRegistry()

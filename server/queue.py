@@ -97,7 +97,9 @@ class Queue:
         for row in self._store.with_status(RUNNING):
             said = body_of(error)["error"]
             self._store.update(row.id, status=FAILED, finished_at=now(), error=said)
-        self._waiting.extend(Work(row.id, self._timeout) for row in self._store.with_status(WAITING))
+        self._waiting.extend(
+            Work(row.id, self._timeout) for row in self._store.with_status(WAITING)
+        )
         self._thread.start()
 
     def check_room(self) -> None:
@@ -190,7 +192,7 @@ class Queue:
             self._end(work, CANCELED, error=None)
         except AitkError as error:
             self._end(work, FAILED, error=body_of(error)["error"])
-        except Exception as error:  # noqa: BLE001  the next request must be drawn all the same
+        except Exception as error:  # the next request must be drawn all the same
             log.error("request %s failed", work.id, exc_info=error)
             said = AitkError(f"{type(error).__name__}: {error}")
             self._end(work, FAILED, error=body_of(said)["error"])

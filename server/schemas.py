@@ -11,6 +11,7 @@ from ..core.versions import TRAINER_VERSIONS
 
 MAX_PROMPTS = 64
 MAX_TEXT = 20_000  # characters
+UNDER = "a LoRA under those of `loras`, as a job's `model` section names it"
 Side = Annotated[int, Field(ge=0, le=MAX_SIDE, description="px; 0 is the model's default")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(max_length=2_000)]
@@ -83,10 +84,14 @@ class InferenceRequest(Strict):
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     quantize: Name = "as_trained"
     quantize_te: Name = ""
+    layer_offloading: bool = False
     trainer_version: Literal[TRAINER_VERSIONS] = "auto"  # type: ignore[valid-type]
     mode: Literal[MODES] = "as_trainer"  # type: ignore[valid-type]
     low_vram: Literal[LOW_VRAM] = "auto"  # type: ignore[valid-type]
     cached_text: bool = False
+    assistant_lora_path: Name = Field("", description=UNDER)
+    inference_lora_path: Name = Field("", description=UNDER)
+    lora_path: Name = Field("", description=UNDER)
     output_format: Literal[("", *FORMATS)] = Field(  # type: ignore[valid-type]
         "", description="jpg for pictures and mp4 for clips if left out; png holds every bit"
     )

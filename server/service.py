@@ -196,4 +196,3 @@ class Service:
             for file in self.settings.output_folder.glob(f"{old.id}_*"):
                 file.unlink(missing_ok=True)
             self.store.remove(old.id)
-

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_type_hints
 
 from ..core.errors import InvalidInputError
 from ..core.requests import OFFLOAD
@@ -14,58 +16,60 @@ from ..core.requests import OFFLOAD
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
-def _setting(env: str, default: Any, text: str) -> Any:
-    return field(default=default, metadata={"env": env, "text": text})
-
-
 @dataclass(frozen=True)
 class Settings:
     """Where a server listens, what it draws with, and what it takes. None: there is none."""
 
-    host: str = _setting("HOST", "127.0.0.1", "address to listen at; 0.0.0.0 is every network")
-    port: int = _setting("PORT", 8000, "port to listen at")
-    base_url: str = _setting(
-        "BASE_URL", "", "how clients reach the server, for links; as they called it if not given"
-    )
-    device: str = _setting("DEVICE", "", "cpu, cuda or cuda:N; the best there is if not given")
-    enable_cpu_offload: bool = _setting(
-        "ENABLE_CPU_OFFLOAD", False, "the parts of a model take turns on the GPU: offload model"
-    )
-    offload: str = _setting("AITK_OFFLOAD", "auto", f"where weights lie: {', '.join(OFFLOAD)}")
-    model: str = _setting("AITK_MODEL", "", "the model of requests that name none")
-    weights: str = _setting(
+    host: Annotated[str, "HOST", "address to listen at; 0.0.0.0 is every network"] = "127.0.0.1"
+    port: Annotated[int, "PORT", "port to listen at"] = 8000
+    base_url: Annotated[
+        str, "BASE_URL", "how clients reach the server, for links; as they called it if not given"
+    ] = ""
+    device: Annotated[str, "DEVICE", "cpu, cuda or cuda:N; the best there is if not given"] = ""
+    enable_cpu_offload: Annotated[
+        bool, "ENABLE_CPU_OFFLOAD", "the parts of a model take turns on the GPU: offload model"
+    ] = False
+    offload: Annotated[str, "AITK_OFFLOAD", f"where weights lie: {', '.join(OFFLOAD)}"] = "auto"
+    model: Annotated[str, "AITK_MODEL", "the model of requests that name none"] = ""
+    weights: Annotated[
+        str,
         "AITK_WEIGHTS",
-        "huggingface",
         "the weights of requests that name none: huggingface, tiny, or a name in weights_folder",
-    )
-    weights_folder: Path | None = _setting(
-        "AITK_WEIGHTS_PATH", None, "folder of the checkpoints that requests may name"
-    )
-    lora_folder: Path = _setting(
-        "WORKFLOWS_BASE_PATH", Path("loras"), "folder of the LoRA files that requests may name"
-    )
-    picture_folder: Path | None = _setting(
-        "AITK_PICTURE_PATH", None, "folder of the control images that requests may name"
-    )
-    output_folder: Path = _setting(
-        "OUTPUT_BASE_PATH", Path("output"), "folder for pictures, clips and the list of requests"
-    )
-    model_cache: Path | None = _setting(
-        "MODEL_CACHE_DIR", None, "folder for what is fetched from Hugging Face; its own if not given"
-    )
-    timeout: int = _setting("INFERENCE_TIMEOUT", 3600, "seconds after which a request is given up")
-    keep_hours: int = _setting(
-        "AITK_KEEP_HOURS", 168, "hours after which a finished request and its files are removed"
-    )
-    max_queue: int = _setting("AITK_MAX_QUEUE", 100, "requests that may wait")
-    max_body_mb: int = _setting("AITK_MAX_BODY_MB", 64, "megabytes that a request may have")
-    api_key_file: Path | None = _setting(
-        "AITK_API_KEY_FILE", None, "file with the keys, one a line, that clients have to send"
-    )
-    admin_key_file: Path | None = _setting(
-        "AITK_ADMIN_KEY_FILE", None, "the same for whoever may change the server's own LoRAs"
-    )
-    debug: bool = _setting("DEBUG", False, "log everything")
+    ] = "huggingface"
+    weights_folder: Annotated[
+        Path | None, "AITK_WEIGHTS_PATH", "folder of the checkpoints that requests may name"
+    ] = None
+    lora_folder: Annotated[
+        Path, "WORKFLOWS_BASE_PATH", "folder of the LoRA files that requests may name"
+    ] = Path("loras")
+    picture_folder: Annotated[
+        Path | None, "AITK_PICTURE_PATH", "folder of the control images that requests may name"
+    ] = None
+    output_folder: Annotated[
+        Path, "OUTPUT_BASE_PATH", "folder for pictures, clips and the list of requests"
+    ] = Path("output")
+    model_cache: Annotated[
+        Path | None,
+        "MODEL_CACHE_DIR",
+        "folder for what is fetched from Hugging Face; its own if not given",
+    ] = None
+    timeout: Annotated[int, "INFERENCE_TIMEOUT", "seconds after which a request is given up"] = 3600
+    keep_hours: Annotated[
+        int, "AITK_KEEP_HOURS", "hours after which a finished request and its files are removed"
+    ] = 168
+    max_queue: Annotated[int, "AITK_MAX_QUEUE", "requests that may wait"] = 100
+    max_body_mb: Annotated[int, "AITK_MAX_BODY_MB", "megabytes that a request may have"] = 64
+    api_key_file: Annotated[
+        Path | None,
+        "AITK_API_KEY_FILE",
+        "file with the keys, one a line, that clients have to send",
+    ] = None
+    admin_key_file: Annotated[
+        Path | None,
+        "AITK_ADMIN_KEY_FILE",
+        "the same for whoever may change the server's own LoRAs",
+    ] = None
+    debug: Annotated[bool, "DEBUG", "log everything"] = False
 
     def __post_init__(self) -> None:
         if self.offload not in OFFLOAD:
@@ -86,28 +90,47 @@ class Settings:
 
         Raises InvalidInputError for what is no whole number or no yes or no.
         """
-        known = {one.name: one for one in fields(self)}
-        given = {name: _read(known[name], text) for name, text in texts.items() if text != ""}
-        return replace(self, **given)
+        known = {setting.name: setting for setting in SETTINGS}
+        return replace(
+            self, **{name: known[name].read(text) for name, text in texts.items() if text}
+        )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of Settings. env: the variable it is read from. text: what it means."""
+
+    name: str
+    kind: type
+    env: str
+    text: str
+    default: Any
+
+    def read(self, text: str) -> Any:
+        """The value that a text means."""
+        what = f"{self.name} ({self.env}) is {text!r}"
+        if self.kind is bool:
+            if text.lower() not in (*YES, *NO):
+                raise InvalidInputError(f"{what}; allowed: true or false")
+            return text.lower() in YES
+        if self.kind is int:
+            if not re.fullmatch(r"[0-9]{1,9}", text):
+                raise InvalidInputError(f"{what}; it has to be a whole number")
+            return int(text)
+        return text if self.kind is str else Path(text).expanduser()
+
+
+def _settings() -> Iterator[Setting]:
+    hints = get_type_hints(Settings, include_extras=True)
+    for field in fields(Settings):
+        kind, env, text = get_args(hints[field.name])
+        kinds = [one for one in get_args(kind) or (kind,) if one is not NoneType]
+        yield Setting(field.name, kinds[0], env, text, field.default)
+
+
+SETTINGS = tuple(_settings())
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """The settings that the environment's variables give, and the usual ones."""
-    texts = {one.name: environment.get(one.metadata["env"], "") for one in fields(Settings)}
-    return Settings().with_texts(texts)
-
-
-def _read(one: Field[Any], text: str) -> Any:
-    name, env, kind = one.name, one.metadata["env"], str(one.type)
-    if kind.startswith("Path"):
-        return Path(text).expanduser()
-    if kind == "bool":
-        if text.lower() not in (*YES, *NO):
-            raise InvalidInputError(f"{name} ({env}) is {text!r}; allowed: true or false")
-        return text.lower() in YES
-    if kind == "int":
-        try:
-            return int(text)
-        except ValueError:
-            raise InvalidInputError(f"{name} ({env}) is {text!r}; it is a whole number") from None
-    return text
+    return Settings().with_texts({one.name: environment.get(one.env, "") for one in SETTINGS})

@@ -11,6 +11,7 @@ from ..core.errors import AdapterError, CheckpointError, InvalidInputError
 from ..core.requests import AdapterRef, Recipe, SampleRequest
 from ..core.specs import ModelSpec
 from ..engine.downloads import is_remote
+from ..engine.training_adapters import FIELDS
 from ..pipelines._registry import get_model
 from .schemas import InferenceRequest, Lora, Prompt
 from .settings import Settings
@@ -58,6 +59,8 @@ def recipe_of(request: InferenceRequest, spec: ModelSpec, settings: Settings) ->
         adapters=adapter_refs(request.loras or (), spec, settings),
         mode=request.mode,
         low_vram=request.low_vram,
+        layer_offloading=request.layer_offloading,
+        **{name: find_lora(lora, settings) for name in FIELDS if (lora := getattr(request, name))},
     )
 
 

@@ -102,7 +102,7 @@ def draw(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> Samp
             trainer_version=profile,
             adapters=adapters,
             mode="live" if row.live and not row.quantized else "as_trainer",
-            **_quantize(row, profile),
+            **quantize(row, profile),
             **base_lora(row, profile),
             low_vram="on" if row.low_vram else "off",
         ),
@@ -125,7 +125,8 @@ def draw(engine: Engine, row: Row, profile: str, sample: dict[str, Any]) -> Samp
     return engine.sample(request)
 
 
-def _quantize(row: Row, profile: str) -> dict[str, Any]:
+def quantize(row: Row, profile: str) -> dict[str, Any]:
+    """The fields of a recipe that say how a row's base is held."""
     settings = quantization(row, profile)
     quantize, encoders = qtypes_of_job(settings, get_model(row.model.id))
     offloading = settings.get("layer_offloading", False)
