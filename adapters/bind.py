@@ -59,19 +59,29 @@ def bind(
     shape, for a LoRA that is half applied is not the trained one; and if nothing fits at all.
     """
     binding = match(adapter, spec, modules, side)
+    check_fit(adapter, spec, binding, allow_partial)
+    return binding.bound
+
+
+def check_fit(adapter: Adapter, spec: ModelSpec, binding: Binding, allow_partial: bool) -> None:
+    """Raises as bind does."""
     if not binding.bound or not (binding.complete or allow_partial):
         raise AdapterError(_refusal(adapter, spec, binding))
-    return binding.bound
 
 
 def check_layout(adapter: Adapter, spec: ModelSpec) -> None:
     """Raises AdapterError if the layers are named as another model's; needs no weights."""
+    if names := strange_names(adapter, spec):
+        raise AdapterError(_refusal(adapter, spec, Binding((), names, ())))
+
+
+def strange_names(adapter: Adapter, spec: ModelSpec) -> tuple[str, ...]:
+    """The layers that are named as another model's; needs no weights."""
     names = tuple(layer.name for layer in adapter.layers)
     layout = detect_layout(adapter.shapes)
     if layout is None or spec.id in layout.models:
         names = tuple(name for name in names if _is_strange(name, spec))
-    if names:
-        raise AdapterError(_refusal(adapter, spec, Binding((), names, ())))
+    return names
 
 
 def match(

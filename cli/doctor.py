@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.versions import LATEST
+from .serve import missing_packages
 
 # library -> (lowest tested, first not tested)
 TESTED = {
@@ -29,6 +30,7 @@ def doctor(options: argparse.Namespace) -> dict[str, Any]:
         "devices": _devices(),
         "folders": _folders(),
         "trainer": {"version": LATEST.version, "commit": LATEST.commit, **_vendored()},
+        "server": {"missing": missing_packages()},
         "findings": [*_version_findings(versions)],
     }
     if not options.json:
@@ -95,6 +97,8 @@ def _for_people(report: dict[str, Any]) -> str:
     trainer = report["trainer"]
     vendored = "vendored" if trainer["vendored"] else "not vendored (run install.py)"
     lines.append(f"trainer       {trainer['version']} {trainer['commit'][:8]} {vendored}")
+    missing = ", ".join(report["server"]["missing"])
+    lines.append(f"server        {f'not installed ({missing})' if missing else 'installed'}")
     lines += [f"! {finding}" for finding in report["findings"]] or ["nothing to mend"]
     return "\n".join(lines) + "\n"
 

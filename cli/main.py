@@ -1,4 +1,4 @@
-"""`aitk`: models, sample, lora, job, tiny, run, doctor.
+"""`aitk`: models, sample, lora, job, tiny, run, serve, doctor.
 
 Exit 0 success, 2 bad input (one line on stderr), 1 anything else.
 """
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from ..core.errors import AitkError
 from ..core.requests import DTYPES, LOW_VRAM, MODES, OFFLOAD, QUANTIZE
 from ..core.versions import TRAINER_VERSIONS
+from .serve import add_flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("workflow", metavar="WORKFLOW_API.json")
     run.add_argument("--url", default="http://127.0.0.1:8188", help="of the ComfyUI server")
     run.add_argument("--out", metavar="DIR", help="fetch the results into this folder")
+    _add_serve(commands)
     _add(commands, "doctor", "check versions, devices, folders and what would not be exact")
     return parser
 
@@ -226,8 +228,16 @@ def _add_job(commands: Any) -> None:
         add("--device", help="cpu, cuda or cuda:N")
 
 
+def _add_serve(commands: Any) -> None:
+    text = "answer over HTTP: a native API, and OpenAI's Images API"
+    about = text[0].upper() + text[1:] + "; see docs/server.md."
+    parser = commands.add_parser("serve", help=text, description=about, allow_abbrev=False)
+    add_flags(parser)
+    parser.set_defaults(json=False)  # it has no report
+
+
 def _command(name: str) -> Callable[[argparse.Namespace], dict[str, Any]]:
-    from . import commands, doctor, jobs
+    from . import commands, doctor, jobs, serve
 
     return {
         "models": commands.models,
@@ -238,6 +248,7 @@ def _command(name: str) -> Callable[[argparse.Namespace], dict[str, Any]]:
         "job compare": jobs.job_compare,
         "tiny": commands.tiny,
         "run": commands.run,
+        "serve": serve.serve,
         "doctor": doctor.doctor,
     }[name]
 

@@ -276,7 +276,8 @@ def _judged(host: str, port: int, network: Network, proxied: bool) -> list[str]:
     if refused or not addresses:
         raise DownloadError(
             f"{host} is refused: its address ({', '.join(refused) or 'none'}) is private or "
-            "local, and links may only lead to the internet; copy the file into the loras folder"
+            "local, and links may only lead to the internet; download the file yourself and choose "
+            "it by name"
         )
     return addresses
 

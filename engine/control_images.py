@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ FEWER_PIXELS = (
     "few millions at most"
 )
 INPAINT = ".inpaint."  # in a file's name: its alpha tells what to paint
+SENT_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow runs programs for some others
 
 
 def read_control_image(path: str | Path) -> Any:
@@ -30,7 +32,7 @@ def read_control_image(path: str | Path) -> Any:
     from PIL import Image
 
     path = Path(path)
-    with _refusal_of(path), Image.open(path) as image:
+    with _refusal_of(path.name, path), Image.open(path) as image:
         _check_size(path.name, *image.size)
         if INPAINT not in path.name:
             return image.convert("RGB")
@@ -41,6 +43,18 @@ def read_control_image(path: str | Path) -> Any:
             )
         image.load()
         return image.copy()
+
+
+def decode_control_image(data: bytes, name: str, keep_alpha: bool = False) -> Any:
+    """What read_control_image gives, of a picture that was sent: png, jpg, webp, gif, bmp or tiff.
+
+    name: what messages call it. keep_alpha: one that is RGBA stays so.
+    """
+    from PIL import Image
+
+    with _refusal_of(name), Image.open(io.BytesIO(data), formats=SENT_FORMATS) as image:
+        _check_size(name, *image.size)
+        return image.convert("RGBA" if keep_alpha and image.mode == "RGBA" else "RGB")
 
 
 def check_control_images(images: Sequence[Any]) -> None:
@@ -70,7 +84,7 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 
 @contextmanager
-def _refusal_of(path: Path) -> Iterator[None]:
+def _refusal_of(name: str, path: Path | None = None) -> Iterator[None]:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -80,15 +94,13 @@ def _refusal_of(path: Path) -> Iterator[None]:
             yield
     except UnidentifiedImageError:
         raise InvalidInputError(
-            f"{path.name} is no picture that can be read; give a png, jpg or webp file"
+            f"{name} is no picture that can be read; give a png, jpg or webp file"
         ) from None
     except Image.DecompressionBombError:
-        raise InvalidInputError(f"{path.name} is too large; {FEWER_PIXELS}") from None
+        raise InvalidInputError(f"{name} is too large; {FEWER_PIXELS}") from None
     except IsADirectoryError:
-        raise InvalidInputError(f"{path.name} is a folder; give a picture in it") from None
+        raise InvalidInputError(f"{name} is a folder; give a picture in it") from None
     except FileNotFoundError:
         raise InvalidInputError(f"no control image {path}; check the path") from None
     except (OSError, ValueError, SyntaxError) as error:  # cut off, or damaged
-        raise InvalidInputError(
-            f"{path.name} could not be read: {error}; save it anew as png"
-        ) from None
+        raise InvalidInputError(f"{name} could not be read: {error}; save it anew as png") from None

@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..adapters.apply import AdapterState, Applied
-from ..adapters.bind import Binding, BoundLayer, bind, check_layout, match
+from ..adapters.bind import (
+    Binding,
+    check_fit,
+    check_layout,
+    match,
+    strange_names,
+)
 from ..adapters.cache import AdapterCache
 from ..adapters.originals import StoredWeights
 from ..adapters.read import Adapter
@@ -27,6 +32,7 @@ from ..pipelines._registry import get_model
 from ..pipelines._render import Clip, RenderContext, Step, fit_projection
 from ..pipelines._skeleton import skeleton
 from ..pipelines._watch import Watch, told_of_parts
+from .base import Base, bind_once, is_live
 from .latents import (
     check_draws_images,
     check_latents,
@@ -36,7 +42,7 @@ from .latents import (
 )
 from .numerics import trainer_numerics
 from .placement import choose_offload, default_device, placed
-from .plan import Plan, PlannedAdapter, adapter_files, make_plan
+from .plan import Plan, adapter_files, make_plan
 from .quantized import Quantized, open_quantized, quantize_model, spec_to_load
 from .record import record
 from .training_adapters import (
@@ -47,7 +53,6 @@ from .training_adapters import (
     open_base_loras,
 )
 from .weights import (
-    Stamp,
     cache_folder,
     fetch_elsewhere,
     find_adapter,
@@ -55,23 +60,11 @@ from .weights import (
     weights_stamp,
 )
 
+FOREVER = -1.0  # as Lock.acquire has it
+
 
 def _ignore(_: Any) -> None:
     return None
-
-
-@dataclass
-class _Base:
-    # model id, where its weights are, dtype, their state there, LoRAs it was made with, how it is
-    # quantized
-    key: tuple[str, str, str, Stamp, tuple[tuple[str, str], ...], tuple[Any, ...]]
-    weights: str  # as the recipe names them
-    loras: tuple[str, ...]  # as the recipe names them
-    model: LoadedModel
-    adapters: AdapterState
-    merges: bool  # whether the trainer would merge adapters into it
-    packed: dict[str, int]  # component -> number of quantized layers
-    bindings: dict[tuple[str, str, bool], tuple[BoundLayer, ...]] = field(default_factory=dict)
 
 
 class Engine:
@@ -86,7 +79,7 @@ class Engine:
     ) -> None:
         self.device = torch.device(device) if device else default_device()
         self._lock = ONE_AT_A_TIME
-        self._base: _Base | None = None
+        self._base: Base | None = None
         self.downloads = downloads or cache_folder() / "loras"
         self._adapters = AdapterCache()
         self._skeleton: tuple[tuple[str, str], dict[str, Any]] | None = None
@@ -154,29 +147,45 @@ class Engine:
 
         Raises AdapterError if it is unreadable or its layers are not named as the model's are.
         """
-        spec = get_model(recipe.model)
-        file = find_adapter(spec, recipe.weights, path, self.downloads, on_status)
-        adapter = self._adapters.get(file)
-        check_layout(adapter, spec)
+        adapter = self._read(recipe, path, on_status)
+        check_layout(adapter, get_model(recipe.model))
         return adapter
 
     def fit(
-        self, recipe: Recipe, ref: AdapterRef, on_status: Callable[[str], None] = _ignore
+        self,
+        recipe: Recipe,
+        ref: AdapterRef,
+        on_status: Callable[[str], None] = _ignore,
+        patience: float = FOREVER,
+    ) -> list[tuple[Adapter, Binding | None]]:
+        """As judge, but raises AdapterError if a file does not fit completely, unless
+        ref.allow_partial."""
+        fits = self.judge(recipe, ref, on_status, patience)
+        for adapter, binding in fits:
+            if binding is not None:
+                check_fit(adapter, get_model(recipe.model), binding, ref.allow_partial)
+        return fits
+
+    def judge(
+        self,
+        recipe: Recipe,
+        ref: AdapterRef,
+        on_status: Callable[[str], None] = _ignore,
+        patience: float = FOREVER,
     ) -> list[tuple[Adapter, Binding | None]]:
         """The files of an adapter, each with how it falls on the model's modules; loads no weights.
 
-        None where the model is not on this machine yet, so that only the names were looked at.
-        Raises AdapterError if a file does not fit completely, unless ref.allow_partial.
+        None where only the names were looked at, because the model is not on this machine yet or
+        because of patience: see modules.
         """
-        spec, modules = get_model(recipe.model), self.modules(recipe)
+        spec, modules = get_model(recipe.model), self.modules(recipe, patience)
         fits: list[tuple[Adapter, Binding | None]] = []
         for path, side in adapter_files(spec, ref):
-            adapter = self.adapter(recipe, path, on_status)
-            if modules is None:
-                fits.append((adapter, None))
-                continue
-            bind(adapter, spec, modules, side, ref.allow_partial)
-            fits.append((adapter, match(adapter, spec, modules, side)))
+            adapter = self._read(recipe, path, on_status)
+            binding = None if modules is None else match(adapter, spec, modules, side)
+            if strange := strange_names(adapter, spec):
+                binding = Binding((), strange, ())
+            fits.append((adapter, binding))
         return fits
 
     def holds(self, recipe: Recipe) -> bool:
@@ -235,19 +244,28 @@ class Engine:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def modules(self, recipe: Recipe) -> dict[str, Any] | None:
+    def modules(self, recipe: Recipe, patience: float = FOREVER) -> dict[str, Any] | None:
         """The modules that adapters bind to: of the model in memory, or empty ones from its
-        configurations; None where these are not on this machine yet."""
+        configurations; None where these are not on this machine yet.
+
+        patience: seconds to wait for a render that is under way, since nothing can be built beside
+        it; None is given after them.
+        """
         base, spec = self._base, get_model(recipe.model)
-        if base is not None and self.holds(recipe):
+        if base is not None and self.holds(recipe) and base is self._base:  # not another meanwhile
             return base.model.modules
         if recipe.weights == "huggingface" or Path(recipe.weights).suffix == ".safetensors":
             return None
-        key = (spec.id, recipe.weights)
-        if self._skeleton is None or self._skeleton[0] != key:
-            folder, _ = find_weights(spec, recipe.weights, _ignore)
-            self._skeleton = (key, skeleton(spec, folder))
-        return self._skeleton[1]
+        key, known = (spec.id, recipe.weights), self._skeleton
+        if known is None or known[0] != key:
+            if not self._lock.acquire(timeout=patience):
+                return None
+            try:
+                folder, _ = find_weights(spec, recipe.weights, _ignore)
+                known = self._skeleton = (key, skeleton(spec, folder))
+            finally:
+                self._lock.release()
+        return known[1]
 
     def model(self, recipe: Recipe) -> LoadedModel:
         """The recipe's base model, loaded, with no adapter applied."""
@@ -260,7 +278,13 @@ class Engine:
                 raise
             return base.model
 
-    def _load(self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]) -> _Base:
+    def _read(self, recipe: Recipe, path: str, on_status: Callable[[str], None]) -> Adapter:
+        spec = get_model(recipe.model)
+        return self._adapters.get(
+            find_adapter(spec, recipe.weights, path, self.downloads, on_status)
+        )
+
+    def _load(self, recipe: Recipe, spec: ModelSpec, on_status: Callable[[str], None]) -> Base:
         if self._base is not None and self.holds(recipe):
             return self._base
         source, configs = find_weights(spec, recipe.weights, on_status)
@@ -283,7 +307,7 @@ class Engine:
             self.loads += 1
             state = AdapterState(self.device, StoredWeights(model.folders))
             names, merges = _lora_names(recipe), quantized.quantization.merges
-            self._base = _Base(key, recipe.weights, names, model, state, merges, packed)
+            self._base = Base(key, recipe.weights, names, model, state, merges, packed)
         return self._base
 
     @contextmanager
@@ -308,16 +332,16 @@ class Engine:
         return open_quantized(spec, recipe, lambda path: self.adapter(recipe, path, on_status))
 
     def _switch(
-        self, base: _Base, plan: Plan, on_status: Callable[[str], None]
+        self, base: Base, plan: Plan, on_status: Callable[[str], None]
     ) -> tuple[Applied, ...]:
         kept = [key for key in base.bindings if key[0] in self._adapters]
         base.bindings = {key: base.bindings[key] for key in kept}
         applied = tuple(
             Applied(
                 planned.adapter.digest,
-                _bind(base, plan.spec, planned),
+                bind_once(base, plan.spec, planned),
                 planned.multiplier,
-                _is_live(plan.mode, planned.adapter, base),
+                is_live(plan.mode, planned.adapter, base),
                 planned.profile,
             )
             for planned in plan.adapters
@@ -332,7 +356,7 @@ class Engine:
 
     def _render(
         self,
-        base: _Base,
+        base: Base,
         plan: Plan,
         request: SampleRequest,
         generator: torch.Generator,
@@ -362,16 +386,3 @@ class Engine:
 
 def _lora_names(recipe: Recipe) -> tuple[str, ...]:
     return tuple(getattr(recipe, field) for field in FIELDS)
-
-
-def _is_live(mode: str, adapter: Adapter, base: _Base) -> bool:
-    # Upstream: ostris/ai-toolkit@27a03a91 jobs/process/BaseSDTrainProcess.py (can_merge_in)
-    return mode == "live" or adapter.live_only or (mode == "as_trainer" and not base.merges)
-
-
-def _bind(base: _Base, spec: ModelSpec, planned: PlannedAdapter) -> tuple[BoundLayer, ...]:
-    adapter, side, partial = planned.adapter, planned.side, planned.allow_partial
-    key = (adapter.digest, side, partial)
-    if key not in base.bindings:
-        base.bindings[key] = bind(adapter, spec, base.model.modules, side, partial)
-    return base.bindings[key]

@@ -1,4 +1,4 @@
-"""Writes what is generated of the documentation: two tables of the README, a page of every model.
+"""Writes what is generated of the documentation: tables of README and server page, model pages.
 
 And web/exactness.json, what the editor's page says of a model.
 
@@ -16,11 +16,13 @@ from collections import defaultdict
 from pathlib import Path
 
 from model_pages import PAGES, RESULTS, exactness, pages
+from server_page import tables
 
 from ai_toolkit_inference import list_models
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+SERVER = ROOT / "docs" / "server.md"
 BADGES = ROOT / "web" / "exactness.json"
 
 
@@ -82,9 +84,10 @@ def _version(column: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", column)]
 
 
-def generate(text: str) -> str:
-    """The README with its generated parts renewed."""
-    for name, content in (("models", models_table()), ("exactness", exactness_table())):
+def generate(page: Path, parts: dict[str, str]) -> str:
+    """The page with its generated parts renewed."""
+    text = page.read_text(encoding="utf-8")
+    for name, content in parts.items():
         pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda m, new=content: f"{m[1]}{new}\n{m[2]}", text, flags=re.DOTALL)
     return text
@@ -92,7 +95,8 @@ def generate(text: str) -> str:
 
 def main() -> int:
     contents = dict(pages(list_models()))
-    contents[README] = generate(README.read_text(encoding="utf-8"))
+    parts = {"models": models_table(), "exactness": exactness_table()}
+    contents |= {README: generate(README, parts), SERVER: generate(SERVER, tables())}
     contents[BADGES] = badges()
     stale = [path for path, text in contents.items() if _read(path) != text]
     gone = sorted(set(PAGES.glob("*.md")) - set(contents))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from ..core.specs import ModelSpec
 from ..engine.record import library_versions
@@ -35,7 +36,7 @@ def model(id: str) -> dict[str, Any]:
     return _model(spec) | _row(spec)
 
 
-@router.get("/health")
+@router.get("/health", responses={503: {"description": "No request is drawn"}})
 def health(request: Request, response: Response) -> dict[str, Any]:
     """Whether requests are drawn: 503 if not."""
     service = service_of(request)
@@ -53,7 +54,7 @@ def health(request: Request, response: Response) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics", dependencies=[KEY])
+@router.get("/metrics", dependencies=[KEY], response_class=PlainTextResponse)
 def metrics(request: Request) -> Response:
     """Numbers in Prometheus's text format."""
     return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4")

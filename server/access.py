@@ -45,8 +45,9 @@ def _read_keys(file: Path | None) -> tuple[str, ...]:
         return ()
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InvalidInputError(f"the key file {file} cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InvalidInputError(f"the key file {file} cannot be read: {reason}") from error
     keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not keys or any(len(key) < MIN_KEY for key in keys):
         raise InvalidInputError(
@@ -94,4 +95,10 @@ class BodyLimit:
                 raise error
             return message
 
-        await self._app(scope, counted, send)
+        async def told(message: Message) -> None:
+            if came <= self._most:  # else it is what the application makes of the error
+                await send(message)
+
+        await self._app(scope, counted, told)
+        if came > self._most:
+            await answer(error)(scope, receive, send)

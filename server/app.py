@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
-from . import about, access, errors, native
+from . import about, access, errors, images, loras, native, verify
 from .service import Service
 from .settings import Settings
 
@@ -29,6 +29,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_middleware(access.BodyLimit, most=settings.max_body_mb * 2**20)
-    for module in (native, about):
-        app.include_router(module.router)
+    for module in (native, images, loras, verify, about):
+        app.include_router(module.router, responses=errors.RESPONSES)
     return app

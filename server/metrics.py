@@ -30,8 +30,8 @@ class Metrics:
         waiting.set_function(lambda: len(service.queue))
         loads = Gauge("aitk_model_loads", "How often weights were read", registry=self._registry)
         loads.set_function(lambda: service.engine.loads)
-        weights = Gauge("aitk_weight_bytes", "Weights in memory", registry=self._registry)
-        weights.set_function(service.engine.weight_bytes)
+        self._weights = Gauge("aitk_weight_bytes", "Weights in memory", registry=self._registry)
+        self._weight_bytes = service.engine.weight_bytes
 
     def count(self, row: Row) -> None:
         """Counts a request that is finished."""
@@ -40,6 +40,10 @@ class Metrics:
         for output in row.outputs or ():
             self._samples.labels(model).inc()
             self._seconds.labels(model).inc(output["info"]["seconds"])
+
+    def weigh(self) -> None:
+        """Notes what is in memory, while nothing is read into it."""
+        self._weights.set(self._weight_bytes())
 
     def text(self) -> bytes:
         """All numbers in Prometheus's text format."""

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
+from .answers import ListAnswer, ResultAnswer, StatusAnswer, described
 from .pictures import read_pictures
 from .routes import KEY, base_url, service_of
 from .schemas import InferenceRequest
@@ -17,7 +18,7 @@ from .store import FINISHED, STATUSES, SUCCEEDED, Row
 router = APIRouter(tags=["requests"])
 
 
-@router.post("/v1/inference", dependencies=[KEY])
+@router.post("/v1/inference", dependencies=[KEY], responses=described(StatusAnswer))
 async def submit(body: InferenceRequest, request: Request, response: Response) -> dict[str, Any]:
     """Takes a request for samples of one model.
 
@@ -25,13 +26,13 @@ async def submit(body: InferenceRequest, request: Request, response: Response) -
     by the request's status.
     """
     service = service_of(request)
-    pictures = await run_in_threadpool(read_pictures, body.prompts, service.settings)
+    pictures = await run_in_threadpool(read_pictures, body, service.settings)
     ticket = await run_in_threadpool(service.submit, body, pictures)
     response.headers["X-Request-Id"] = ticket.id
     return _status(service, service.row(ticket.id), base_url(request))
 
 
-@router.get("/v1/requests", dependencies=[KEY])
+@router.get("/v1/requests", dependencies=[KEY], responses=described(ListAnswer))
 def list_requests(
     request: Request,
     status: Literal[STATUSES] | None = None,  # type: ignore[valid-type]
@@ -47,14 +48,14 @@ def list_requests(
     return {"requests": page, "has_more": len(rows) > limit}
 
 
-@router.get("/v1/requests/{id}/status", dependencies=[KEY])
+@router.get("/v1/requests/{id}/status", dependencies=[KEY], responses=described(StatusAnswer))
 def status(id: str, request: Request) -> dict[str, Any]:
     """How a request stands, with its place in the queue or its progress."""
     service = service_of(request)
     return _status(service, service.row(id), base_url(request))
 
 
-@router.get("/v1/requests/{id}/result", dependencies=[KEY])
+@router.get("/v1/requests/{id}/result", dependencies=[KEY], responses=described(ResultAnswer))
 def result(id: str, request: Request) -> dict[str, Any]:
     """What was drawn so far, with links to the files and all that decided them."""
     service, base = service_of(request), base_url(request)
@@ -65,7 +66,7 @@ def result(id: str, request: Request) -> dict[str, Any]:
     return said | {"outputs": outputs if done else outputs or None, "metadata": row.request}
 
 
-@router.post("/v1/requests/{id}/cancel", dependencies=[KEY])
+@router.post("/v1/requests/{id}/cancel", dependencies=[KEY], responses=described(StatusAnswer))
 def cancel(id: str, request: Request) -> dict[str, Any]:
     """Takes a request out of the queue, or stops it within a step; a finished one stays."""
     service = service_of(request)
@@ -74,7 +75,7 @@ def cancel(id: str, request: Request) -> dict[str, Any]:
     return _status(service, service.row(id), base_url(request))
 
 
-@router.get("/v1/files/{name}/content")
+@router.get("/v1/files/{name}/content", response_class=FileResponse)
 def content(
     name: str, request: Request, expires: int | None = None, signature: str = ""
 ) -> FileResponse:

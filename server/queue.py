@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +18,8 @@ from .errors import FullQueueError, InterruptedRequestError, TimeoutReachedError
 from .store import CANCELED, FAILED, RUNNING, SUCCEEDED, WAITING, Row, Store, now
 
 log = logging.getLogger("ai_toolkit_inference")
+INTERRUPTED = "the server was stopped while it drew the request; send it again"
+IDLE = 600.0  # seconds
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Queue:
     """Draws requests of a store in their order.
 
     draw: (row, work) -> outputs; it may write outputs that are there before it ends.
+    on_end: told of every request that was finished. tidy: called now and then while none is there.
     """
 
     def __init__(
@@ -82,9 +85,10 @@ class Queue:
         most: int,
         timeout: float,
         on_end: Callable[[Row], None] = lambda _: None,
+        tidy: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._draw, self._most, self._timeout = store, draw, most, timeout
-        self._on_end = on_end
+        self._on_end, self._tidy = on_end, tidy
         self._condition = threading.Condition()
         self._waiting: deque[Work] = deque()
         self._running: Work | None = None
@@ -93,7 +97,7 @@ class Queue:
 
     def start(self) -> None:
         """Takes up what the store holds from before, and begins."""
-        error = InterruptedRequestError("the server was stopped while it drew; send it again")
+        error = InterruptedRequestError(INTERRUPTED)
         for row in self._store.with_status(RUNNING):
             said = body_of(error)["error"]
             self._store.update(row.id, status=FAILED, finished_at=now(), error=said)
@@ -156,13 +160,23 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Stops what is drawn, which will be said to have been interrupted; what waits is kept."""
         with self._condition:
             self._closed = True
             if self._running is not None:
                 self._running.canceled = True
             self._condition.notify()
+            waiting, running = [*self._waiting], self._running
+        for work in waiting:
+            text = "the server is stopping; the request is kept, and drawn after the next start"
+            _resolve(work, ServerUnavailableError(text))
+        if running is not None:
+            _resolve(running, InterruptedRequestError(INTERRUPTED))
+
+    def close(self) -> None:
+        """The same, and waits for it."""
+        self.stop()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -173,7 +187,8 @@ class Queue:
     def _next(self) -> Work | None:
         with self._condition:
             self._running = None
-            self._condition.wait_for(lambda: self._waiting or self._closed)
+            while not self._condition.wait_for(lambda: self._waiting or self._closed, IDLE):
+                self._safely(self._tidy)
             if self._closed:
                 return None
             self._running = self._waiting.popleft()
@@ -204,10 +219,23 @@ class Queue:
             self._store.update(work.id, status=status, finished_at=now(), **values)
             row = self._store.get(work.id)
             assert row is not None
-        except AitkError as error:  # a full disk; whoever waits must know
-            log.error("the state of request %s is lost: %s", work.id, error)
-            with suppress(Exception):
-                work.finished.set_exception(error)
+        except Exception as error:  # a full disk; whoever waits must know
+            log.error("the state of request %s is lost", work.id, exc_info=error)
+            _resolve(work, error)
             return
-        self._on_end(row)
-        work.finished.set_result(row)
+        self._safely(lambda: self._on_end(row))
+        _resolve(work, row)
+
+    def _safely(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # the next request must be drawn all the same
+            log.error("tidying up failed", exc_info=error)
+
+
+def _resolve(work: Work, end: Row | Exception) -> None:
+    with suppress(InvalidStateError):  # it was, when the server began to stop
+        if isinstance(end, Exception):
+            work.finished.set_exception(end)
+        else:
+            work.finished.set_result(end)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..core.errors import AitkError
 from ..core.requests import SampleRequest
 from ..engine import Engine
 from ..engine.control_images import INPAINT, read_control_image
 from ..engine.downloads import is_remote
-from ..engine.files import check_fit, save_sample
-from ..engine.whole_file import whole_file
+from ..engine.files import check_fit, save_image, save_sample
+from ..engine.weights import cache_folder
 from ..pipelines._render import Step
 from .access import Keys
-from .errors import NotFoundError
+from .errors import NotFoundError, UnknownRequestError
 from .links import Links
 from .lora_set import LoraSet
 from .metrics import Metrics
@@ -27,8 +33,11 @@ from .queue import Queue, Work
 from .schemas import InferenceRequest, Prompt
 from .settings import Settings
 from .store import Row, Store
-from .translate import sample_requests, settle
+from .translate import check_settings, sample_requests, settle
 
+log = logging.getLogger("ai_toolkit_inference")
+PATIENCE = 2.0  # seconds that a client waits for a LoRA to be tried on while others are drawn
+HALF_SECONDS = 3600.0  # no file takes longer to write
 Pictures = Sequence[Sequence[Any]]  # of PIL, for each prompt
 
 
@@ -44,19 +53,29 @@ class Service:
     """One engine, its queue, and what is known of every request."""
 
     def __init__(self, settings: Settings) -> None:
+        check_settings(settings)
         self.settings = settings
         self.keys = Keys(settings.api_key_file, settings.admin_key_file)
         self.engine = Engine(settings.device or None)
-        self.loras = LoraSet(self.engine, settings)
         self.store = Store(settings.output_folder)
+        self.loras = LoraSet(self.engine, settings, self.store)
         self.queue = Queue(
-            self.store, self._draw, settings.max_queue, settings.timeout, self._ended
+            self.store,
+            self._draw,
+            settings.max_queue,
+            settings.timeout,
+            on_end=self._ended,
+            tidy=self.tidy,
         )
         self.links = Links()
         self.metrics = Metrics(self)
 
     def start(self) -> None:
         """Begins to draw."""
+        self.tidy()
+        for half in self.settings.output_folder.glob(".*.part.*"):  # a killed server left it
+            if time.time() - half.stat().st_mtime > HALF_SECONDS:
+                half.unlink(missing_ok=True)
         self.queue.start()
 
     def close(self) -> None:
@@ -82,18 +101,23 @@ class Service:
         except AitkError as error:
             raise self.as_named(error) from error
         id = secrets.token_hex(16)
+        files: dict[int, str] = {}
         prompts = [
-            prompt.model_copy(update=self._keep(f"{id}_control_{index}", prompt, images))
-            for index, (prompt, images) in enumerate(zip(request.prompts, pictures, strict=True))
+            prompt.model_copy(update=self._keep(f"{id}_control_", prompt, images, files))
+            for prompt, images in zip(request.prompts, pictures, strict=True)
         ]
         body = request.model_copy(update={"prompts": prompts}).model_dump()
-        return Ticket(id, self.queue.add(id, body, on_step))
+        try:
+            return Ticket(id, self.queue.add(id, body, on_step))
+        except AitkError:
+            self._remove_files(id)
+            raise
 
     def row(self, id: str) -> Row:
-        """The state of a request. Raises NotFoundError."""
+        """The state of a request. Raises UnknownRequestError."""
         row = self.store.get(id)
         if row is None:
-            raise NotFoundError(
+            raise UnknownRequestError(
                 f"there is no request {id!r}; it was never made, or is older than "
                 f"{self.settings.keep_hours} hours"
             )
@@ -104,7 +128,7 @@ class Service:
         id, _, number = name.partition("_output_")
         row = self.store.get(id)
         for output in (row and row.outputs) or ():
-            path = Path(output["file_path"])
+            path = self.settings.output_folder / Path(output["file_path"]).name
             if output["id"] == name and number and path.is_file():
                 return path
         raise NotFoundError(f"there is no file {name!r}; see the outputs of the request's result")
@@ -121,10 +145,14 @@ class Service:
             self.settings.lora_folder,
             self.settings.weights_folder,
             self.settings.picture_folder,
+            self.engine.downloads,
+            cache_folder(),
         ):
             if folder is not None:
                 text = text.replace(f"{folder.resolve()}{os.sep}", "")
-        return type(error)(text)
+        named = copy(error)
+        named.args = (text,)
+        return named
 
     def _check(self, request: InferenceRequest, pictures: Pictures) -> None:
         samples = sample_requests(request, pictures, self.settings)
@@ -132,37 +160,41 @@ class Service:
         if any(is_remote(name) for ref in recipe.adapters for name in ref.files):
             return
         for ref in recipe.adapters:
-            self.engine.fit(recipe, ref)
+            self.engine.fit(recipe, ref, patience=PATIENCE)
         for sample in samples:
             plan = self.engine.plan(sample)
             if request.output_format:
                 name = Path(f"output_format.{request.output_format}")
                 check_fit(name, plan.spec.task, plan.settings.num_frames)
 
-    def _keep(self, name: str, prompt: Prompt, images: Sequence[Any]) -> dict[str, str]:
-        # every pixel, and the alpha if it has one; the prompt then names the files
+    def _keep(
+        self, name: str, prompt: Prompt, images: Sequence[Any], files: dict[int, str]
+    ) -> dict[str, str | None]:
+        # every pixel, and the alpha if it has one; the prompt then names the files.
+        # files: what is there already, as several prompts may have the same picture
         first = "ctrl_img" if prompt.ctrl_img else "ctrl_img_1"
-        names = {}
+        names: dict[str, str | None] = {"ctrl_img": None, "ctrl_img_1": None}
         for field, image in zip((first, "ctrl_img_2", "ctrl_img_3"), images, strict=False):
-            kind = INPAINT if image.mode == "RGBA" else "."
-            names[field] = f"{name}_{field}{kind}png"
-            with whole_file(self.settings.output_folder / names[field]) as temporary:
-                image.save(temporary)
+            if id(image) not in files:
+                file = f"{name}{len(files)}{INPAINT if image.mode == 'RGBA' else '.'}png"
+                save_image(np.asarray(image), self.settings.output_folder / file)
+                files[id(image)] = file
+            names[field] = files[id(image)]
         return names
 
     def _draw(self, row: Row, work: Work) -> list[dict[str, Any]]:
         request = InferenceRequest.model_validate(row.request)
         folder = self.settings.output_folder
-        pictures = [
-            [read_control_image(folder / name) for name in prompt.pictures if name]
-            for prompt in request.prompts
-        ]
+        named = [[name for name in prompt.pictures if name] for prompt in request.prompts]
+        known = {name: read_control_image(folder / name) for name in {*chain(*named)}}
+        pictures = [[known[name] for name in names] for names in named]
         outputs: list[dict[str, Any]] = []
         try:
             samples = sample_requests(request, pictures, self.settings)
             for index, sample in enumerate(samples):
                 work.start_sample(index, len(samples))
                 outputs.append(self._output(row.id, index, request.output_format, sample, work))
+                self.metrics.weigh()
                 self.store.update(row.id, outputs=outputs)
         except AitkError as error:
             raise self.as_named(error) from error
@@ -191,8 +223,17 @@ class Service:
         }
 
     def _ended(self, row: Row) -> None:
+        error = f": {row.error['message']}" if row.error else ""
+        log.info("%s of %s %s%s", row.id, row.request["model"], row.status, error)
         self.metrics.count(row)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Forgets requests that were finished long ago, with their files."""
         for old in self.store.finished_before(self.settings.keep_hours):
-            for file in self.settings.output_folder.glob(f"{old.id}_*"):
-                file.unlink(missing_ok=True)
+            self._remove_files(old.id)
             self.store.remove(old.id)
+
+    def _remove_files(self, id: str) -> None:
+        for file in self.settings.output_folder.glob(f"{id}_*"):
+            file.unlink(missing_ok=True)

@@ -14,6 +14,13 @@ from ..core.errors import InvalidInputError
 from ..core.requests import OFFLOAD
 
 YES, NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+RANGES = {  # field -> least, most
+    "port": (0, 65_535),
+    "timeout": (1, 10_000_000),
+    "keep_hours": (1, 1_000_000),
+    "max_queue": (1, 1_000_000),
+    "max_body_mb": (1, 100_000),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Settings:
         "MODEL_CACHE_DIR",
         "folder for what is fetched from Hugging Face; its own if not given",
     ] = None
-    timeout: Annotated[int, "INFERENCE_TIMEOUT", "seconds after which a request is given up"] = 3600
+    timeout: Annotated[int, "INFERENCE_TIMEOUT", "seconds that drawing a request may take"] = 3600
     keep_hours: Annotated[
         int, "AITK_KEEP_HOURS", "hours after which a finished request and its files are removed"
     ] = 168
@@ -69,16 +76,16 @@ class Settings:
         "AITK_ADMIN_KEY_FILE",
         "the same for whoever may change the server's own LoRAs",
     ] = None
-    debug: Annotated[bool, "DEBUG", "log everything"] = False
+    debug: Annotated[bool, "DEBUG", "log every call, and more"] = False
 
     def __post_init__(self) -> None:
         if self.offload not in OFFLOAD:
             raise InvalidInputError(f"offload is {self.offload!r}; allowed: {', '.join(OFFLOAD)}")
-        for name, least in (("port", 0), ("timeout", 1), ("keep_hours", 1), ("max_queue", 1)):
-            if getattr(self, name) < least:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}; at least {least} is")
-        if self.max_body_mb < 1:
-            raise InvalidInputError(f"max_body_mb is {self.max_body_mb}; at least 1 is needed")
+        for name, (least, most) in RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise InvalidInputError(
+                    f"{name} is {getattr(self, name)}; allowed: {least} to {most}"
+                )
 
     @property
     def how_offloaded(self) -> str:
@@ -106,6 +113,16 @@ class Setting:
     text: str
     default: Any
 
+    @property
+    def flag(self) -> str:
+        """What `aitk serve` calls it."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def usual(self) -> str:
+        """The default as it would be given; "" is none."""
+        return str(self.default).lower() if self.kind is bool else str(self.default or "")
+
     def read(self, text: str) -> Any:
         """The value that a text means."""
         what = f"{self.name} ({self.env}) is {text!r}"
@@ -131,6 +148,9 @@ def _settings() -> Iterator[Setting]:
 SETTINGS = tuple(_settings())
 
 
-def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """The settings that the environment's variables give, and the usual ones."""
-    return Settings().with_texts({one.name: environment.get(one.env, "") for one in SETTINGS})
+def read_settings(
+    environment: Mapping[str, str] = os.environ, flags: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings that flags give, by field, or else the environment's variables."""
+    texts = {one.name: environment.get(one.env, "") for one in SETTINGS}
+    return Settings().with_texts(texts | dict(flags or {}))

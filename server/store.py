@@ -1,4 +1,4 @@
-"""The list of requests, in a SQLite file: it outlives the server."""
+"""The list of requests and the server's LoRAs, in a SQLite file: they outlive the server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..core.errors import OutputError
+from .errors import FolderInUseError
 
 WAITING, RUNNING = "in_queue", "in_progress"
 SUCCEEDED, FAILED, CANCELED = "succeeded", "failed", "canceled"
@@ -23,6 +26,7 @@ CREATE TABLE IF NOT EXISTS requests (
     created_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
     request TEXT NOT NULL, outputs TEXT, error TEXT)
 """
+LORA_TABLE = "CREATE TABLE IF NOT EXISTS loras (model TEXT PRIMARY KEY, state TEXT NOT NULL)"
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,22 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._lock = threading.Lock()
         file = folder / "requests.sqlite3"
+        # one server draws what a folder holds; released by whatever thread closes it
+        self._in_use = FileLock(folder / "requests.lock", timeout=0, thread_local=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._in_use.acquire()
             self._connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute(TABLE)
+            self._connection.execute(LORA_TABLE)
+        except Timeout as error:
+            raise FolderInUseError(
+                f"another server works with the output folder {folder}; end it, or give this one a "
+                "folder of its own (--output-folder, OUTPUT_BASE_PATH)"
+            ) from error
         except (OSError, sqlite3.Error) as error:
+            self._in_use.release()
             raise OutputError(f"{file} cannot be used: {error}; check the folder") from error
 
     def add(self, id: str, request: dict[str, Any]) -> None:
@@ -102,10 +116,19 @@ class Store:
         """Forgets a request."""
         self._run("DELETE FROM requests WHERE id = ?", (id,))
 
+    def loras(self) -> dict[str, str]:
+        """What keep_loras was last given for each model."""
+        return dict(self._run("SELECT model, state FROM loras", ()))
+
+    def keep_loras(self, model: str, state: str) -> None:
+        """Keeps the LoRAs of a model, as lora_set writes them."""
+        self._run("INSERT OR REPLACE INTO loras (model, state) VALUES (?, ?)", (model, state))
+
     def close(self) -> None:
         """Closes the file."""
         with self._lock:
             self._connection.close()
+            self._in_use.release()
 
     def _rows(self, rest: str, values: Iterable[Any]) -> list[Row]:
         found = self._run(f"SELECT {', '.join(COLUMNS)} FROM requests {rest}", tuple(values))

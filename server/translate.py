@@ -19,6 +19,13 @@ from .settings import Settings
 TINY = "tiny"
 
 
+def check_settings(settings: Settings) -> None:
+    """Raises InvalidInputError if the model or the weights that the server names are not there."""
+    if settings.model:
+        get_model(settings.model)
+    find_checkpoint(settings.weights, settings)
+
+
 def settle(request: InferenceRequest, settings: Settings) -> InferenceRequest:
     """The request with its model, its weights and every seed decided."""
     model = request.model or settings.model
@@ -105,7 +112,7 @@ def find_lora(name: str, settings: Settings) -> str:
     if name == TINY or is_remote(name):
         return name
     path = inside(settings.lora_folder, name)
-    if path is None or not path.exists():
+    if path is None:
         raise AdapterError(
             f"there is no LoRA {name!r} in the server's LoRA folder; names are relative to it "
             "(WORKFLOWS_BASE_PATH), or give an https:// or hf:// address"
@@ -119,7 +126,7 @@ def find_checkpoint(name: str, settings: Settings) -> str:
         return name
     folder = settings.weights_folder
     path = inside(folder, name) if folder else None
-    if path is None or not path.exists():
+    if path is None:
         raise CheckpointError(
             f"there are no weights {name!r}; allowed: huggingface, tiny, or a name in the server's "
             f"folder of checkpoints (AITK_WEIGHTS_PATH{'' if folder else ', which it has not'})"
@@ -128,10 +135,10 @@ def find_checkpoint(name: str, settings: Settings) -> str:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """The path of a name in a folder; None if it leads out of it, by links as well."""
+    """The path of what a name calls in a folder; None if it leads out of it, by links as well."""
     try:
-        path = (folder / name).resolve()
-    except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+        path = (folder / name).resolve(strict=True)
+    except (OSError, ValueError, RuntimeError):  # not there, too long, a null byte, a loop of links
         return None
     return path if path.is_relative_to(folder.resolve()) else None
 

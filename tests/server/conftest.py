@@ -17,21 +17,18 @@ class Server:
     """A server that listens. url: its address. service: what its routes stand on."""
 
     def __init__(self, settings: Any) -> None:
-        import uvicorn
-
         from ai_toolkit_inference.server.app import create_app
+        from ai_toolkit_inference.server.listening import Listener, open_socket
 
         app = create_app(settings)
         self.service = app.state.service
-        config = uvicorn.Config(app, settings.host, port=0, log_level="warning")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run)
+        self._server, socket = Listener(app), open_socket(settings.host, 0)
+        self.url = f"http://{settings.host}:{socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [socket]})
         self._thread.start()
         while not self._server.started:
             assert self._thread.is_alive(), "the server did not start"
             self._thread.join(0.02)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://{settings.host}:{port}"
 
     def stop(self) -> None:
         """Stops as on Ctrl-C."""
@@ -80,3 +77,36 @@ def client(server: Any) -> Iterator[Any]:
 
     with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def put(server: Any, lora: Callable[..., Path]) -> Callable[..., str]:
+    """Puts a random LoRA into that server's folder: put("sd15", seed=1) is its name there."""
+    import shutil
+
+    def put(model: str = "sd15", seed: int = 0) -> str:
+        file = server.service.settings.lora_folder / lora(model, seed).name
+        if not file.exists():
+            shutil.copy(lora(model, seed), file)
+        return file.name
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def speak(server: Any) -> Callable[..., Any]:
+    """OpenAI's client for pictures of a server; it checks every answer against its types."""
+    openai = pytest.importorskip("openai", reason="the OpenAI client is not installed")
+
+    def speak(url: str = server.url, key: str = "none-is-needed") -> Any:
+        return openai.OpenAI(
+            base_url=f"{url}/v1", api_key=key, max_retries=0, _strict_response_validation=True
+        ).images
+
+    return speak
+
+
+@pytest.fixture(scope="module")
+def images(speak: Callable[..., Any]) -> Any:
+    """The same of that server."""
+    return speak()

@@ -12,13 +12,12 @@ from goldens import golden
 from harness import as_animation, as_png, compare, draw, quantize
 from rows import CONTROLS, GOLDENS, PROFILES, SAMPLE, SIDES, TRIGGER, Row, all_rows, base_lora
 
-from ai_toolkit_inference import Engine, get_model
+from ai_toolkit_inference import Engine
+from ai_toolkit_inference.pipelines._vendor import trainer_folder
 
 PROFILE = PROFILES[-1]
 ROWS = {row.id: row for row in all_rows(PROFILE)}
 OF_MODELS = [row for row in ROWS.values() if row.dtype == "fp32" and row.case == "merged"]
-CLIPS = [row for row in OF_MODELS if get_model(row.model.id).task == "video"]  # a webp has losses
-PICTURES = [row for row in OF_MODELS if row not in CLIPS]
 OTHERS = (
     "sd15-bf16-live",
     "sd15-bf16-euler_a",
@@ -69,8 +68,13 @@ def body(row: Row) -> dict[str, Any]:
         **quantize(row, PROFILE),
         **{field: Path(file).name for field, file in base_lora(row, PROFILE).items()},
         "prompts": [_prompt(row, sample) for sample in samples[:1]],
-        "output_format": "webp" if get_model(row.model.id).task == "video" else "png",
+        "output_format": "webp" if frames(row) > 1 else "png",
     }
+
+
+def frames(row: Row) -> int:
+    """How many the first sample asks for."""
+    return (row.model.sample | row.samples()[0]).get("num_frames", 1)
 
 
 def _prompt(row: Row, sample: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +94,8 @@ def _prompt(row: Row, sample: dict[str, Any]) -> dict[str, Any]:
 def fetch(client: Any, asked: dict[str, Any]) -> bytes:
     """The file of the only output."""
     taken = client.post("/v1/inference", json=asked)
+    if taken.status_code == 501 and trainer_folder() is None:
+        pytest.skip(taken.json()["error"]["message"])
     assert taken.status_code == 200, taken.text
     result: dict[str, Any] = {"status": ""}
     while result["status"] in ("", "in_queue", "in_progress"):
@@ -97,6 +103,10 @@ def fetch(client: Any, asked: dict[str, Any]) -> bytes:
         result = client.get(taken.json()["result_url"]).json()
     assert result["status"] == "succeeded", result["error"]
     return client.get(result["outputs"][0]["url"]).content
+
+
+CLIPS = [row for row in OF_MODELS if frames(row) > 1]  # a webp has losses
+PICTURES = [row for row in OF_MODELS if row not in CLIPS]
 
 
 @pytest.mark.parametrize("row", PICTURES, ids=lambda row: row.id)
