@@ -43,10 +43,6 @@ class TooLargeError(InvalidInputError):
     code, http_status = "request_too_large", 413
 
 
-class ConflictError(InvalidInputError):
-    code, http_status = "conflict", 409
-
-
 class FullQueueError(AitkError):
     code, http_status = "queue_full", 429
 

@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from copy import copy
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -150,8 +149,8 @@ class Service:
         ):
             if folder is not None:
                 text = text.replace(f"{folder.resolve()}{os.sep}", "")
-        named = copy(error)
-        named.args = (text,)
+        named = type(error).__new__(type(error), text)  # whatever its __init__ takes
+        named.__dict__ |= error.__dict__
         return named
 
     def _check(self, request: InferenceRequest, pictures: Pictures) -> None:
