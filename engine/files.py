@@ -159,5 +159,5 @@ def _write_encoded(image: Any, path: Path, **options: Any) -> None:
         image.save(encoded, format=kind, **options)
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} could not be encoded: {error}; use png or mp4") from error
-    with whole_file(path) as temporary:
-        temporary.write_bytes(encoded.getbuffer())
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(encoded.getbuffer())

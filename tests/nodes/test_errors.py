@@ -37,7 +37,7 @@ def test_an_input_is_named_and_the_kind_of_error_kept(folders) -> None:
         plain_errors({path: "lora_name a.safetensors"}, "lora_name"),
     ):
         raise AdapterError(f"{path} is damaged")
-    assert refusal.value.http_status == 422
+    assert refusal.value.http_status == 400
     with pytest.raises(InvalidInputError, match=r"^url: no answer$"), plain_errors({}, "url"):
         raise InvalidInputError("no answer")
     with pytest.raises(ValueError, match="another"), plain_errors():
