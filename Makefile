@@ -6,8 +6,8 @@ VENV = .venv
 PY = $(VENV)/bin/python
 INSTALL = -m pip install --quiet --disable-pip-version-check
 ARGS =
-# Two processes; the tests of a file, or of a class, stay together, as they share models.
-PYTEST = -m pytest -ra -n 2 --dist loadscope
+# Two processes; a file's tests stay together, as they share models.
+PYTEST = -m pytest -ra -n 2 --dist loadfile
 # What has to hold with every supported pair of diffusers and transformers.
 MATRIX = tests/adapters tests/engine tests/jobs tests/parity tests/pipelines tests/quantization
 MATRIX_VENVS = .venv-t4 .venv-t523

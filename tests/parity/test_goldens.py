@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import sounds
 from arithmetic import bf16_arithmetic
@@ -20,6 +18,7 @@ SAME_NUMBERS = (
     {"convrot8", "convrotint8"},
     {"convrotint2", "convrotbitnet"},
 )
+ROWS = [(profile, row) for profile in PROFILES for row in all_rows(profile)]
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +26,8 @@ def cpu() -> Engine:
     return Engine("cpu")
 
 
-def rows_of(profile: str) -> Any:
-    return pytest.mark.parametrize("row", list(all_rows(profile)), ids=lambda row: row.id)
-
-
-class TestTheOlderTrainer:  # a class, as one process draws it while another draws the next
-    @rows_of(PROFILES[0])
-    def test_pixels_are_the_trainers(self, cpu: Engine, row: Row) -> None:
-        check_pixels(cpu, PROFILES[0], row)
-
-
-class TestTheNewerTrainer:
-    @rows_of(PROFILES[1])
-    def test_pixels_are_the_trainers(self, cpu: Engine, row: Row) -> None:
-        check_pixels(cpu, PROFILES[1], row)
-
-
-def check_pixels(cpu: Engine, profile: str, row: Row) -> None:
+@pytest.mark.parametrize(("profile", "row"), ROWS, ids=lambda value: getattr(value, "id", value))
+def test_pixels_are_the_trainers(cpu: Engine, row: Row, profile: str) -> None:
     stored = load_json(GOLDENS / "manifest.json")[profile]["bf16_arithmetic"]
     if row.dtype == "bf16" and bf16_arithmetic() != stored:
         pytest.skip("this processor's bf16 kernels round otherwise than those of the goldens")
@@ -52,10 +36,6 @@ def check_pixels(cpu: Engine, profile: str, row: Row) -> None:
         # kernels of other processors may put a stored fp32 picture a level off
         assert compare(as_png(sample), theirs).most <= 1
     assert sounds.are_close(sounds.of_samples(samples), golden_sounds(profile, row))
-
-
-def test_there_are_two_trainers() -> None:
-    assert len(PROFILES) == 2
 
 
 @pytest.mark.parametrize("profile", PROFILES)
