@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import sounds
-from arithmetic import bf16_arithmetic
-from rows import GOLDENS, PROMPTS, SAMPLE, TRIGGER, Row, all_rows
+from arithmetic import bf16_arithmetic, resizing
+from rows import GOLDENS, PROMPTS, SAMPLE, TRIGGER, Row, all_rows, control_images
 
 from ai_toolkit_inference.engine.record import library_versions
 
@@ -39,6 +39,16 @@ def golden(profile: str, row: Row) -> list[bytes]:
     return [(GOLDENS / "images" / name).read_bytes() for name in names]
 
 
+def incomparable(profile: str, row: Row) -> str:
+    """Why a row cannot agree with its stored pictures on this machine; empty if it can."""
+    stored = load_json(MANIFEST)[profile]
+    if row.dtype == "bf16" and bf16_arithmetic() != stored["bf16_arithmetic"]:
+        return "this processor's bf16 kernels round otherwise than those of the goldens"
+    if any(map(control_images, row.samples())) and resizing() != stored["resizing"]:
+        return "this Pillow resizes control images otherwise than that of the goldens"
+    return ""
+
+
 def golden_sounds(profile: str, row: Row) -> sounds.Sounds:
     """The stored sounds of a row's clips."""
     return sounds.read(load_json(MANIFEST)[profile].get("sounds", {}).get(row.id, {}))
@@ -64,6 +74,7 @@ def store_goldens(
     manifest[profile] = {
         "trainer": trainer,
         "bf16_arithmetic": bf16_arithmetic(),
+        "resizing": resizing(),
         "settings": {"sample": SAMPLE, "prompts": PROMPTS, "trigger_word": TRIGGER},
         "rows": rows,
         "sounds": sounds.write_rows(heard, before.get("sounds", {}), known),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from goldens import golden
+from goldens import golden, incomparable
 from harness import as_animation, as_png, compare, draw, quantize
 from rows import CONTROLS, GOLDENS, PROFILES, SAMPLE, SIDES, TRIGGER, Row, all_rows, base_lora
 
@@ -111,6 +111,8 @@ PICTURES = [row for row in OF_MODELS if row not in CLIPS]
 
 @pytest.mark.parametrize("row", PICTURES, ids=lambda row: row.id)
 def test_every_models_picture_is_the_trainers(exact: Any, row: Row) -> None:
+    if reason := incomparable(PROFILE, row):
+        pytest.skip(reason)
     # kernels of other processors may put a stored fp32 picture a level off
     assert compare(fetch(exact, body(row)), golden(PROFILE, row)[0]).most <= 1
 
