@@ -12,9 +12,9 @@ from fastapi.responses import PlainTextResponse
 from ..core.specs import ModelSpec
 from ..engine.record import library_versions
 from ..pipelines._registry import get_model, list_models
-from .routes import KEY, service_of
+from .routes import KEY, KeyFirstRoute, service_of
 
-router = APIRouter(tags=["server"])
+router = APIRouter(route_class=KeyFirstRoute, tags=["server"])
 STARTED = int(time.time())
 
 

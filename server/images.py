@@ -20,10 +20,10 @@ from .image_bodies import Edit, Generation
 from .image_forms import Source, read_form
 from .image_stream import Stream
 from .pictures import PictureReader
-from .routes import KEY, service_of
+from .routes import KEY, KeyFirstRoute, service_of
 from .settings import Settings
 
-router = APIRouter(tags=["images"])
+router = APIRouter(route_class=KeyFirstRoute, tags=["images"])
 EDIT_BODIES = {
     "multipart/form-data": {
         "schema": {

@@ -14,11 +14,11 @@ from ..core.specs import ModelSpec
 from ..pipelines._registry import get_model
 from .lora_report import lora_report, shown_name
 from .lora_set import ModelLoras
-from .routes import ADMIN, KEY, service_of
+from .routes import ADMIN, KEY, KeyFirstRoute, service_of
 from .schemas import Lora, Name, Strict
 from .service import Service
 
-router = APIRouter(tags=["LoRAs"])
+router = APIRouter(route_class=KeyFirstRoute, tags=["LoRAs"])
 T = TypeVar("T")
 ALL = "all"
 SIDES = {"transformer": "high", "transformer_2": "low", "high": "high", "low": "low"}

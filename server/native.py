@@ -10,12 +10,12 @@ from fastapi.responses import FileResponse
 
 from .answers import ListAnswer, ResultAnswer, StatusAnswer, described
 from .pictures import read_pictures
-from .routes import KEY, base_url, service_of
+from .routes import KEY, KeyFirstRoute, base_url, service_of
 from .schemas import InferenceRequest
 from .service import Service
 from .store import FINISHED, STATUSES, SUCCEEDED, Row
 
-router = APIRouter(tags=["requests"])
+router = APIRouter(route_class=KeyFirstRoute, tags=["requests"])
 
 
 @router.post("/v1/inference", dependencies=[KEY], responses=described(StatusAnswer))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import Depends, Request
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
 
 from .service import Service
 
@@ -26,3 +30,18 @@ def _check_admin(request: Request) -> None:
 
 
 KEY, ADMIN = Depends(_check_key), Depends(_check_admin)
+
+
+class KeyFirstRoute(APIRoute):
+    """Asks for the key before a body is read, which FastAPI reads before any dependency."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        checks = [asked.dependency for asked in self.dependencies if asked.dependency]
+
+        async def checked(request: Request) -> Response:
+            for check in checks:
+                check(request)
+            return await handle(request)
+
+        return checked

@@ -19,12 +19,12 @@ from .image_answers import wait_for
 from .lora_report import lora_report
 from .loras import Model, Strength, model_of, named
 from .pictures import read_pictures
-from .routes import KEY, base_url, service_of
+from .routes import KEY, KeyFirstRoute, base_url, service_of
 from .schemas import InferenceRequest, Lora, Name, Prompt, Strict
 from .service import Service
 from .translate import adapter_refs, settle
 
-router = APIRouter(tags=["LoRAs"])
+router = APIRouter(route_class=KeyFirstRoute, tags=["LoRAs"])
 DRAWN = ("seed", "base", "scales", "base_restored", "zero_is_base")
 NOT_DRAWN = dict.fromkeys(DRAWN)
 

@@ -189,6 +189,16 @@ def test_a_link_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         links.check("a", int(expires), signature)
 
 
+def test_a_key_is_asked_for_before_a_body_has_come(locked: Any) -> None:
+    for path in ("inference", "set_lora", "loras/verify", "images/generations", "images/edits"):
+        lines = (f"POST /v1/{path} HTTP/1.1", "Host: x", "Content-Length: 99999", "", "")
+        with socket.create_connection(
+            (locked.base_url.host, locked.base_url.port), timeout=10
+        ) as connection:
+            connection.sendall("\r\n".join(lines).encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
+
+
 # --- size of bodies --------------------------------------------------------------------------
 
 
