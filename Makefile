@@ -1,7 +1,6 @@
-# Every target installs what it needs into .venv* folders, once. POSIX make; see CONTRIBUTING.md.
+# Every target installs what it needs into .venv* folders, once, with $PYTHON. POSIX make; see CONTRIBUTING.md.
 .POSIX:
 
-PYTHON = python3
 VENV = .venv
 PY = $(VENV)/bin/python
 INSTALL = -m pip install --quiet --disable-pip-version-check
@@ -63,8 +62,13 @@ clean:
 	rm -rf .venv .venv-* .cache build dist out *.egg-info .pytest_cache .ruff_cache tests/browser/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# What the pinned libraries have wheels for.
+SUPPORTED = import sys; (3, 10) <= sys.version_info < (3, 14) or sys.exit( \
+	"This is Python %s.%s; needed is 3.10 to 3.13: PYTHON=python3.12 make ..." % sys.version_info[:2])
+
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$${PYTHON:-python3} -c '$(SUPPORTED)'
+	$${PYTHON:-python3} -m venv $(VENV)
 
 # One pip run for everything, so that no file's requirements undo another's; the CUDA-only wheels after it.
 $(VENV)/.libraries: $(VENV)/bin/python requirements.txt requirements/dev.txt requirements/comfy.txt \
@@ -107,7 +111,7 @@ LAYER = layer() { \
 	touch $@
 
 .venv-registry/.tools: requirements/registry.txt
-	$(PYTHON) -m venv .venv-registry
+	$${PYTHON:-python3} -m venv .venv-registry
 	.venv-registry/bin/python $(INSTALL) -r requirements/registry.txt
 	touch $@
 

@@ -173,3 +173,33 @@ def test_importing_the_root_imports_nothing_else():
 def test_comfyui_registry_fields():
     assert (ROOT / PROJECT["tool"]["comfy"]["web"]).is_dir()
     assert PROJECT["tool"]["comfy"]["PublisherId"]
+
+
+@pytest.mark.parametrize("way", ["variable", "argument"])
+def test_make_uses_the_interpreter_it_is_given(tmp_path, monkeypatch, way):
+    python, venv = tmp_path / "python", tmp_path / "venv"
+    python.write_text('#!/bin/sh\necho "$1 $2" >>"$0.asked"\n')  # notes what it is asked, no more
+    python.chmod(0o755)
+    if way == "variable":
+        monkeypatch.setenv("PYTHON", str(python))
+    run = make_venv(venv, *([f"PYTHON={python}"] if way == "argument" else ()))
+    assert run.returncode == 0
+    asked = (tmp_path / "python.asked").read_text().splitlines()
+    assert (asked[0][:2], asked[1:]) == ("-c", ["-m venv"])
+
+
+@pytest.mark.parametrize("version", [(3, 9, 25), (3, 14, 0)])
+def test_make_refuses_an_interpreter_it_has_no_libraries_for(tmp_path, version):
+    python = tmp_path / "python"  # a mock: this interpreter, which tells another version
+    code = f"import sys; sys.version_info = {version}; exec(sys.argv[2])"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
+    python.chmod(0o755)
+    run = make_venv(tmp_path / "venv", f"PYTHON={python}")
+    told = f"This is Python {version[0]}.{version[1]}; needed is 3.10 to 3.13: PYTHON="
+    assert (run.returncode, told in run.stderr) == (2, True), run.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def make_venv(folder: Path, *variables: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", f"VENV={folder}", *variables, f"{folder}/bin/python"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
