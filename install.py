@@ -18,6 +18,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def _check_diffusers(installed: str) -> None:
     if not release or int(release[1]) not in DIFFUSERS_MINORS:
         raise InstallProblem(
             f"diffusers {installed} is installed, allowed is {DIFFUSERS}. It was left alone, since "
-            f'other packs may need it. To change it: {sys.executable} -m pip install "{DIFFUSERS}"'
+            f"other packs may need it. To change it: {_command('-m', 'pip', 'install', DIFFUSERS)}"
         )
 
 
@@ -94,7 +95,7 @@ def _pip_install(requirement: str, dry_run: bool) -> None:
         raise InstallProblem(
             f"{requirement} could not be installed without changing another package (the reason is "
             "above). Nothing was changed. Without diffusers the nodes load but cannot render. Run "
-            f"`{sys.executable} {Path(__file__).name}` again once the reason is gone."
+            f"`{_command(str(Path(__file__).resolve()))}` again once the reason is gone."
         )
 
 
@@ -120,8 +121,16 @@ def _installer() -> list[str]:
         return [uv, "pip", "install", "--python", sys.executable]
     raise InstallProblem(
         f"{sys.executable} has no pip and there is no uv, so diffusers cannot be installed. "
-        f"Install pip (`{sys.executable} -m ensurepip`) and run this file again."
+        f"Install pip (`{_command('-m', 'ensurepip')}`) and run this file again."
     )
+
+
+def _command(*arguments: str) -> str:
+    # as one types it; core/missing.py tells the same, but this file stands alone
+    words = (sys.executable, *arguments)
+    if sys.platform != "win32":
+        return shlex.join(words)
+    return " ".join(word if re.fullmatch(r"[\w.:\\/+=-]+", word) else f'"{word}"' for word in words)
 
 
 def vendor_trainer(dry_run: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
 DIFFUSERS = "diffusers>=0.39,<0.43"
+PLAIN = re.compile(r"[\w.:\\/+=-]+")
 
 
 def pip_command(*requirements: str) -> str:
@@ -29,6 +31,5 @@ def _command(*arguments: str) -> str:
 def _joined(words: Sequence[str]) -> str:
     if sys.platform != "win32":
         return shlex.join(words)
-    from subprocess import list2cmdline
-
-    return list2cmdline(words)
+    # cmd takes < and > for redirections, unless they are in double quotes
+    return " ".join(word if PLAIN.fullmatch(word) else f'"{word}"' for word in words)

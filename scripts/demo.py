@@ -7,6 +7,7 @@ everything works, and that the same graph gives the same bytes.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -57,7 +58,8 @@ def main() -> int:
     for file in files:
         say(f"  {'clip' if file.suffix == '.mp4' else 'picture':8} {file}\n")
     say(f"  page     {server.url}   drop a file of {EXAMPLES.parent.relative_to(ROOT)}/ on it\n")
-    say(f"  stop it  {sys.executable} {Path(__file__).with_name('comfyui.py')} --stop {base}\n")
+    stop = [sys.executable, str(Path(__file__).with_name("comfyui.py")), "--stop", str(base)]
+    say(f"  stop it  {shlex.join(stop)}\n")
     return 0
 
 
