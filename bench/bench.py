@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import os
 import statistics
 import subprocess
@@ -54,40 +55,47 @@ def main() -> int:
 
 
 def bench_sampling() -> Iterator[str]:
-    """The whole denoising, beside the model's own forwards in it; per model, medians."""
+    """The whole denoising, beside the same forwards without the engine; per model, medians."""
     for model in ("sd15", "sdxl", "flux"):
         engine = Engine("cpu")
         recipe = Recipe(model, weights="tiny", dtype="fp32")
         request = SampleRequest(recipe, prompt="a cat", width=512, height=512, steps=STEPS)
         modules = engine.model(recipe).modules
         denoiser = modules.get("unet") or modules["transformer"]
-        ratios = []
-        for _ in range(ROUNDS):
-            with timed_forwards(denoiser) as spent:
-                marks: list[float] = []
-                engine.sample(
-                    request, on_step=lambda _, marks=marks: marks.append(time.perf_counter())
-                )
-            # between the first and the last step, where nothing but denoising happens
-            forwards = sum(spent) * (len(marks) - 1) / len(marks)
-            ratios.append((marks[-1] - marks[0]) / forwards)
+        calls = forwards_in(engine, request, denoiser)
+        after_first = calls[len(calls) // STEPS :]
+        ratios = [
+            steps_after_first(engine, request) / bare_forwards(denoiser, after_first)
+            for _ in range(ROUNDS)
+        ]
         yield f"{statistics.median(ratios):6.3f}   target <= 1.05   {model}"
 
 
-@contextlib.contextmanager
-def timed_forwards(module: Any) -> Iterator[list[float]]:
-    """Seconds of each forward of a module."""
-    spent: list[float] = []
-    started = [0.0]
-    before = module.register_forward_pre_hook(
-        lambda *_: started.__setitem__(0, time.perf_counter())
+def forwards_in(engine: Engine, request: SampleRequest, module: Any) -> list[tuple[Any, Any]]:
+    """What a module is called with while a request is sampled."""
+    calls: list[tuple[Any, Any]] = []
+    hook = module.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(copy.deepcopy((args, kwargs))), with_kwargs=True
     )
-    after = module.register_forward_hook(lambda *_: spent.append(time.perf_counter() - started[0]))
-    try:
-        yield spent
-    finally:
-        before.remove()
-        after.remove()
+    engine.sample(request)
+    hook.remove()
+    return calls
+
+
+def steps_after_first(engine: Engine, request: SampleRequest) -> float:
+    """Seconds between the first and the last step, where nothing but denoising happens."""
+    marks: list[float] = []
+    engine.sample(request, on_step=lambda _: marks.append(time.perf_counter()))
+    return marks[-1] - marks[0]
+
+
+@torch.no_grad()
+def bare_forwards(module: Any, calls: list[tuple[Any, Any]]) -> float:
+    """Seconds of the same calls without the engine."""
+    started = time.perf_counter()
+    for args, kwargs in calls:
+        module(*args, **kwargs)
+    return time.perf_counter() - started
 
 
 def bench_switch() -> Iterator[str]:

@@ -33,15 +33,16 @@ class Watch(TorchFunctionMode):
 
     def __init__(self, on_status: Callable[[str], None], text: str) -> None:
         super().__init__()
-        self._on_status, self._text = on_status, text
+        self._on_status, self.text = on_status, text
         self._told = time.monotonic()
         self._stop: BaseException | None = None
 
     def say(self, text: str) -> None:
         """Reports another text: now, or when it is time if only its `1 of 9` is another."""
-        if _subject(text) != _subject(self._text):
-            self._told = -SECONDS
-        self._text = text
+        if text != self.text:
+            if _subject(text) != _subject(self.text):
+                self._told = -SECONDS
+            self.text = text
         self.tell()
 
     def tell(self) -> None:
@@ -53,7 +54,7 @@ class Watch(TorchFunctionMode):
             return
         self._told = now
         try:
-            self._on_status(self._text)
+            self._on_status(self.text)
         except BaseException as error:
             self._stop = error
             raise
@@ -117,8 +118,8 @@ def told_of_parts(
 ) -> Iterator[None]:
     """Reports which part of a model computes in this thread; on_status stops it by raising."""
     thread = threading.get_ident()
-    paths = {
-        id(module): f"{name}.{path}"
+    doing = {
+        id(module): _doing(spec, f"{name}.{path}")
         for name, part in modules.items()
         for path, module in part.named_modules()
     }
@@ -126,8 +127,7 @@ def told_of_parts(
 
     def before(module: Any, _args: Any) -> None:
         if threading.get_ident() == thread:
-            doing = _doing(spec, paths.get(id(module), ""))
-            watch.say(doing) if doing else watch.tell()
+            watch.say(doing.get(id(module)) or watch.text)
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(before)
     try:
