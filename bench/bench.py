@@ -196,7 +196,7 @@ def wide_flux() -> Any:
 
 
 def bench_second_render() -> Iterator[str]:
-    """A second render with another LoRA multiplier over the first, and how often weights load."""
+    """A second render over the first, and how often weights are read for both."""
     engine = Engine("cpu")
     recipe = Recipe("sd15", weights="tiny", dtype="fp32")
     request = SampleRequest(recipe, prompt="a cat", width=64, height=64, steps=1)
