@@ -39,7 +39,8 @@ def bf16_arithmetic() -> str:
 def resizing() -> str:
     """Of Pillow, which makes control images smaller or larger.
 
-    12.3 and 13.0 differ for tall ones: up to 14 levels in goldens, and the trainer's move along.
+    12.3 and 13.0 differ for some pairs of sizes, most of all where a tall picture becomes lower: up
+    to 14 levels in goldens, and the trainer's move along.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (320, 96, 3), dtype=torch.uint8, generator=generator)  # a tall one
