@@ -193,7 +193,7 @@ def test_make_uses_the_interpreter_it_is_given(tmp_path, monkeypatch, way):
 def test_make_refuses_an_interpreter_it_has_no_libraries_for(tmp_path, version):
     python = tmp_path / "python"  # a mock: this interpreter, which tells another version
     told_first = f"import sys; sys.version_info = {version}"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{told_first}; $2"\n')
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{told_first}; $2"\n')
     python.chmod(0o755)
     run = make_venv(tmp_path / "venv", f"PYTHON={python}")
     told = f"This is Python {version[0]}.{version[1]}; needed is 3.10 to 3.13: PYTHON="
